@@ -1,0 +1,25 @@
+"""Errors of agents.
+
+AgentError
+|-- UnknownGraph        no graph of that name; lists the ones there are
+|-- InvalidQuestion     empty, or longer than the limit
+`-- UnknownThread       no such thread for this tenant
+"""
+
+from __future__ import annotations
+
+
+class AgentError(Exception):
+    """Root of everything agents raise on purpose; always the caller's fault (failures are results)."""
+
+
+class UnknownGraph(AgentError):
+    """No graph of that name."""
+
+
+class InvalidQuestion(AgentError):
+    """The question cannot be asked."""
+
+
+class UnknownThread(AgentError):
+    """No such thread for this tenant."""

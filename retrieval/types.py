@@ -1,0 +1,312 @@
+"""Values and seams of retrieval: documents, chunks, hits, passages, and the protocols over them.
+
+Nothing here imports faiss, torch or ray; every other package may depend on this file.
+Scores: higher is better, always. Offsets count Unicode code points of the document's extracted text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SearchMode = Literal["hybrid", "dense", "lexical"]
+"""Which legs answer: both, embeddings only, BM25 only."""
+
+DEFAULT_LIBRARY = "default"
+DEFAULT_TENANT = "default"
+
+
+class DocumentState(StrEnum):
+    """Where a document stands on its way to being searchable."""
+
+    QUEUED = "queued"
+    """Its bytes are stored; work has not begun."""
+    READING = "reading"
+    """Text is being extracted."""
+    CHUNKING = "chunking"
+    """Text is being cut into chunks."""
+    EMBEDDING = "embedding"
+    """Chunks are being embedded."""
+    READY = "ready"
+    """Every store holds it; searches find it."""
+    FAILED = "failed"
+    """It could not be made searchable; `Document.error` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document of a library, without its text."""
+
+    document_id: str
+    """Stable id: hash of tenant, library and name."""
+    library: str
+    """The named set it belongs to."""
+    name: str
+    """File name as given, without folders."""
+    media_type: str
+    """MIME type decided from the bytes and the name."""
+    content_hash: str
+    """sha256 of the bytes, hex."""
+    num_bytes: int
+    """Size of the original file."""
+    state: DocumentState
+    """Where it stands."""
+    error: str | None = None
+    """Why it failed and what to do; set when state is `failed`."""
+    num_pages: int | None = None
+    """Pages of a paged format; None for others."""
+    num_chunks: int = 0
+    """Searchable chunks."""
+    created_s: float = 0.0
+    """Unix time it was first added."""
+    updated_s: float = 0.0
+    """Unix time of the last change of state or content."""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentText:
+    """The text a reader extracted, and where its pages begin."""
+
+    text: str
+    """All text, pages joined."""
+    page_starts: tuple[int, ...] = ()
+    """Offset at which each page begins, ascending, first is 0; empty for formats without pages."""
+
+    def page_at(self, offset: int) -> int | None:
+        """Return the 1-based page that holds `offset`, or None where there are no pages."""
+        page = None
+        for number, start in enumerate(self.page_starts, start=1):
+            if start > offset:
+                break
+            page = number
+        return page
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A stretch of a document's text: the indexed unit. `text == document_text[start:end]`."""
+
+    ordinal: int
+    """0-based position within the document."""
+    text: str
+    """The characters."""
+    start: int
+    """Offset of its first character."""
+    end: int
+    """Offset after its last character."""
+    page: int | None = None
+    """1-based page of its first character; None where there are no pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A chunk's text as shown to a model or a person."""
+
+    chunk_id: str
+    """`<document_id>:<content hash prefix>:<ordinal>`; changes when the document's content changes."""
+    document_id: str
+    """Its document."""
+    document: str
+    """Its document's name."""
+    library: str
+    """Its document's library."""
+    text: str
+    """The characters."""
+    start: int
+    """Offset of its first character in the document's text."""
+    end: int
+    """Offset after its last character."""
+    page: int | None = None
+    """1-based page of its first character."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A found chunk."""
+
+    chunk_id: str
+    """The chunk."""
+    score: float
+    """Fused score in [0, 1] for hybrid; cosine for dense; BM25 for lexical. Higher is better."""
+    rank: int
+    """0 is best."""
+    dense_score: float | None = None
+    """Cosine with the query; None where the dense leg did not return it."""
+    lexical_score: float | None = None
+    """BM25; None where the lexical leg did not return it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """One query."""
+
+    query: str
+    """Search string, not empty."""
+    k: int = 10
+    """Hits wanted, 1 to 1,000; fewer come back when fewer chunks exist."""
+    library: str | None = None
+    """Only this library; None for all of the tenant's."""
+    document_ids: tuple[str, ...] = ()
+    """Only these documents; empty for all."""
+    mode: SearchMode = "hybrid"
+    """Which legs answer."""
+    tenant: str = DEFAULT_TENANT
+    """Only this tenant's chunks are searched; the filter runs inside the index."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Hits of one query with their passages, and how complete they are."""
+
+    hits: tuple[Hit, ...]
+    """Best first; ties broken by chunk id."""
+    passages: tuple[Passage, ...]
+    """`passages[i]` is the text of `hits[i]`."""
+    index_version: str
+    """The embedder and chunking that made the index."""
+    seq: int
+    """Log position the answer reflects."""
+    partial: bool = False
+    """True when a shard did not answer; `missing_shards` names it."""
+    missing_shards: tuple[str, ...] = ()
+    """Shards that did not answer."""
+    embed_ms: float = 0.0
+    """Time spent embedding the query."""
+    search_ms: float = 0.0
+    """Time spent in the index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A named set of documents."""
+
+    name: str
+    """Its name."""
+    num_documents: int
+    """Documents in any state."""
+    num_ready: int
+    """Documents searches find."""
+    num_chunks: int
+    """Searchable chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedderInfo:
+    """What an embedder is; part of an index version."""
+
+    model_id: str
+    """Name or path the weights were loaded from."""
+    model_hash: str
+    """sha256 over the weight files, first 16 hex digits."""
+    dim: int
+    """Numbers per vector."""
+    max_tokens: int
+    """Tokens it reads of a text; more are cut."""
+
+
+class Embedder(Protocol):
+    """Turns texts into unit vectors. One contract suite runs over all implementations."""
+
+    async def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32[len(texts), dim], L2-normalised."""
+        ...
+
+    async def embed_passages(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32[len(texts), dim], L2-normalised."""
+        ...
+
+    async def info(self) -> EmbedderInfo:
+        """Return what this embedder is."""
+        ...
+
+
+class Retriever(Protocol):
+    """Anything that finds passages: the platform's searcher, a remote platform, or a fake."""
+
+    async def search(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
+        """Return one result per request, in order; a batch shares one embedding call.
+
+        Raises:
+            InvalidSearch: A request is out of its bounds.
+            IndexUnavailable: No shard could answer.
+        """
+        ...
+
+    async def passages(
+        self, chunk_ids: Sequence[str], *, tenant: str = DEFAULT_TENANT
+    ) -> list[Passage | None]:
+        """Return the passages of chunks, in order; None where deleted or not the tenant's."""
+        ...
+
+
+class DocumentStore(Protocol):
+    """Where documents are added, watched, read and deleted."""
+
+    async def add(
+        self, name: str, data: bytes, *, library: str = DEFAULT_LIBRARY, tenant: str = DEFAULT_TENANT
+    ) -> Document:
+        """Store a file durably and queue it; returns once it is acknowledged (state `queued`).
+
+        Unchanged bytes under the same name are a no-op that returns the document as it is. Changed
+        bytes replace it: the old content answers until the new is ready.
+
+        Raises:
+            InvalidDocument: The file is empty, too large, or its name is not a plain file name.
+            StorageFull: The disk is full; nothing was stored.
+        """
+        ...
+
+    async def documents(self, *, library: str | None = None, tenant: str = DEFAULT_TENANT) -> list[Document]:
+        """Return documents ordered by name."""
+        ...
+
+    async def document(self, document_id: str, *, tenant: str = DEFAULT_TENANT) -> Document:
+        """Return one document.
+
+        Raises:
+            UnknownDocument: No such document, or it is another tenant's.
+        """
+        ...
+
+    async def text(self, document_id: str, *, tenant: str = DEFAULT_TENANT) -> DocumentText:
+        """Return the extracted text of a document that is or was ready.
+
+        Raises:
+            UnknownDocument: No such document, it is another tenant's, or it has no text yet.
+        """
+        ...
+
+    async def content(self, document_id: str, *, tenant: str = DEFAULT_TENANT) -> bytes:
+        """Return the original bytes.
+
+        Raises:
+            UnknownDocument: No such document, or it is another tenant's.
+        """
+        ...
+
+    async def delete(self, document_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
+        """Remove a document from every store; when this returns, no query finds it.
+
+        Raises:
+            UnknownDocument: No such document, or it is another tenant's.
+        """
+        ...
+
+    async def libraries(self, *, tenant: str = DEFAULT_TENANT) -> list[Library]:
+        """Return the tenant's libraries ordered by name."""
+        ...
+
+    async def wait_ready(
+        self, document_ids: Sequence[str], *, timeout_s: float, tenant: str = DEFAULT_TENANT
+    ) -> list[Document]:
+        """Return the documents once each is `ready` or `failed`.
+
+        Raises:
+            IngestTimeout: Some were still under way after `timeout_s`; the message names them.
+        """
+        ...

@@ -1,0 +1,193 @@
+"""Values and seams of the generator: prompts, requests, chunks of output, and the `Generator` protocol.
+
+Nothing here imports torch, vllm or ray; every other package may depend on this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+SegmentKind = Literal["system", "tools", "passage", "memory", "history", "question", "answer"]
+"""What a stretch of the prompt is for; kinds are ordered from most shared to least shared."""
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
+"""Why a generation ended: end token or stop string, token limit, caller's cancel, caller's deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One stretch of a prompt.
+
+    Template text is ours and may hold control tokens (`<|im_start|>`). Everything that came from a
+    document or a person is `trusted=False`: its control tokens are encoded as plain characters, so a
+    document cannot forge a turn.
+    """
+
+    kind: SegmentKind
+    """What this stretch is for."""
+    text: str
+    """The characters to encode."""
+    trusted: bool = False
+    """True for template text, whose control tokens keep their meaning."""
+    chunk_id: str | None = None
+    """The chunk whose text this is; names the unit of KV reuse."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """An ordered list of segments, encoded one by one so that equal segments have equal token ids."""
+
+    segments: tuple[Segment, ...]
+    """In the order the model reads them."""
+
+    @property
+    def text(self) -> str:
+        """Return the prompt as one string, for logs and for people; never for encoding."""
+        return "".join(segment.text for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    max_tokens: int = 256
+    """Most tokens to generate, 1 or more; cut to what the context window leaves."""
+    temperature: float = 0.0
+    """0 takes the most likely token; up to 2."""
+    top_p: float = 1.0
+    """Nucleus mass, in (0, 1]."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the generation; they are not part of the output."""
+    seed: int | None = None
+    """Seed of this request's own random stream."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be >= 1, got {self.max_tokens}")
+        if not 0.0 <= self.temperature <= 2.0:
+            raise ValueError(f"temperature must be in [0, 2], got {self.temperature}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One generation asked of a `Generator`."""
+
+    prompt: Prompt
+    """What the model reads."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How tokens are drawn."""
+    request_id: str = ""
+    """Unique per generator; empty lets the generator choose one."""
+    tenant: str = "default"
+    """Whose request this is; cached KV is never shared between tenants."""
+    priority: int = 0
+    """Lower runs sooner: 0 a person waiting, 10 a grader, 20 a batch job."""
+    deadline_s: float | None = None
+    """Seconds from acceptance after which the engine stops working on it; None for no limit."""
+
+    def __post_init__(self) -> None:
+        if self.deadline_s is not None and self.deadline_s <= 0:
+            raise ValueError(f"deadline_s must be > 0, got {self.deadline_s}")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Tokens one generation cost."""
+
+    prompt_tokens: int = 0
+    """Tokens in the prompt."""
+    cached_tokens: int = 0
+    """Prompt tokens whose KV was reused."""
+    completion_tokens: int = 0
+    """Tokens generated."""
+
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        return TokenUsage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedChunk:
+    """A piece of streamed output; the last one carries `finish_reason` and `usage`."""
+
+    text: str
+    """New characters since the previous chunk; may be empty."""
+    token_ids: tuple[int, ...] = ()
+    """New token ids since the previous chunk."""
+    finish_reason: FinishReason | None = None
+    """Set on the last chunk only."""
+    usage: TokenUsage | None = None
+    """Set on the last chunk only."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorInfo:
+    """What a generator is; part of a release."""
+
+    model_id: str
+    """Name or path the weights were loaded from."""
+    model_hash: str
+    """sha256 over the weight files, first 16 hex digits."""
+    tokenizer_hash: str
+    """sha256 over tokenizer.json, first 16 hex digits."""
+    max_model_len: int
+    """Context window in tokens, prompt and output together."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorStats:
+    """A snapshot of a generator's load and totals since it started."""
+
+    num_running: int
+    """Requests that hold KV blocks now."""
+    num_waiting: int
+    """Requests accepted and not started."""
+    num_finished: int
+    """Requests ended by stop or length."""
+    num_cancelled: int
+    """Requests ended by a cancel or a deadline."""
+    prompt_tokens: int
+    """Prompt tokens of all requests that have ended."""
+    cached_tokens: int
+    """Of those, tokens whose KV was reused."""
+    completion_tokens: int
+    """Tokens generated for all requests that have ended."""
+
+
+class Generator(Protocol):
+    """A language model that streams text: the vLLM driver, its actor handle, or the scripted fake.
+
+    One contract suite runs over all of them (`tests/contract/test_generator.py`).
+    """
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[GeneratedChunk]:
+        """Stream the output of one request.
+
+        Closing the iterator (`aclose`, or cancelling the task that reads it) aborts the request in
+        the engine and frees its slot.
+
+        Raises:
+            PromptTooLong: The prompt leaves no room for one token.
+            Overloaded: The waiting queue is full; the caller should retry after `retry_after_s`.
+            GeneratorUnavailable: The engine died or is stopping.
+        """
+        ...
+
+    async def count_tokens(self, prompt: Prompt) -> int:
+        """Return how many tokens the prompt encodes to."""
+        ...
+
+    async def info(self) -> GeneratorInfo:
+        """Return what this generator is."""
+        ...
+
+    async def stats(self) -> GeneratorStats:
+        """Return the load now and the totals since start."""
+        ...
