@@ -1,0 +1,38 @@
+# One command per job; the same by hand and in CI.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: setup chat test check bench lock clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements/*.lock deploy/setup.sh pyproject.toml
+	PYTHON=$(PYTHON) bash deploy/setup.sh
+
+$(VENV)/.ready-dev: $(VENV)/.ready requirements/dev.lock
+	bash deploy/setup.sh dev
+
+chat: setup
+	$(BIN)/graft up
+
+test: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest tests
+
+check: $(VENV)/.ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+
+bench: $(VENV)/.ready-dev
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.reading
+
+# Re-resolves the lock files from pyproject.toml; needs `uv`.
+lock:
+	bash deploy/lock.sh
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,104 @@
+"""What stands in front of every request: authorisation, size limits, and a bound on runs under way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from agents.errors import InvalidQuestion
+from graft.access import Access
+from graft.errors import AccessDenied
+from graft.wire import OURS, error_to_json
+from serving.errors import Overloaded
+
+OPEN_PATHS = ("/healthz", "/login")
+"""Answered without authorisation: they tell nothing about documents."""
+
+
+class Guard:
+    """Refuses requests that may not pass, before any handler sees them.
+
+    It is plain ASGI, so a client that leaves still cancels the handler, and websockets are covered.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, max_body_bytes: int) -> None:
+        self._app = app
+        self._access = access
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 401 or 413."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope["path"] not in OPEN_PATHS:
+            try:
+                self._access.tenant(headers)
+            except AccessDenied as error:
+                await JSONResponse(error_to_json(error), status_code=401)(scope, receive, send)
+                return
+        length = headers.get("content-length", "0")
+        is_json = headers.get("content-type", "").startswith("application/json")
+        if is_json and length.isdigit() and int(length) > self._max_body_bytes:
+            error = InvalidQuestion(
+                f"the JSON body has {int(length):,} bytes, the limit is {self._max_body_bytes:,}; "
+                "shorten it, or upload long text as a document"
+            )
+            await JSONResponse(error_to_json(error), status_code=413)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+@dataclass
+class Admission:
+    """Bounds the runs under way, so that overload is an answer and not a queue."""
+
+    limit: int
+    """Runs under way at once."""
+    running: int = 0
+    """Runs under way now."""
+
+    def __enter__(self) -> None:
+        if self.running >= self.limit:
+            raise Overloaded(
+                f"{self.running} runs are under way, the limit is {self.limit}; retry shortly", 2.0
+            )
+        self.running += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.running -= 1
+
+
+def event_stream(lines: AsyncIterator[str], admission: Admission) -> StreamingResponse:
+    """Return server-sent events, admitted as one run; an error of ours ends the stream as an event.
+
+    A client that leaves closes the iterator, and with it the run down to the engine.
+
+    Raises:
+        Overloaded: Too many runs are under way; raised before the response begins.
+    """
+    admission.__enter__()
+
+    async def guarded() -> AsyncIterator[str]:
+        try:
+            async with aclosing(lines) as open_lines:  # pyright: ignore[reportArgumentType]
+                async for line in open_lines:
+                    yield line
+        except OURS as error:
+            yield sse(error_to_json(error))
+        finally:
+            admission.__exit__()
+
+    return StreamingResponse(guarded(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+
+def sse(data: Any) -> str:
+    """Return one server-sent event."""
+    return f"data: {json.dumps(data)}\n\n"

@@ -1,0 +1,333 @@
+"""The composition root: starts the actors, joins them, and stops them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Self
+
+from graft.backend import Part, PlatformStatus
+from graft.config import REPOSITORY, GraftConfig
+from graft.errors import ConfigError, StartError
+from graft.releases import Release, ReleaseLedger
+from graft.running import only_platform
+from graft.stages import OnStage, Stage, stage
+from retrieval.files import find_files, read_file
+from retrieval.types import DEFAULT_TENANT, Document, DocumentState
+
+if TYPE_CHECKING:
+    from agents.pipeline import Pipeline
+    from retrieval.actor import ActorRetrieval
+    from serving.actor import ActorGenerator
+    from serving.types import GeneratorInfo
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "graft"
+"""Ray namespace of every actor of ours."""
+SAMPLE_LIBRARY = "samples"
+"""Name of the library that holds the bundled documents."""
+ALL_PARTS = ("retrieval", "generator")
+PART_TIMEOUT_S = 5.0
+"""How long `status` waits for one part to answer."""
+SAMPLE_TIMEOUT_S = 600.0
+
+
+def _silent(_: Stage) -> None:
+    """Report nothing."""
+
+
+class Platform:
+    """A `Backend` of actors in a local or given Ray; made by `start`."""
+
+    def __init__(self, config: GraftConfig, closing: AsyncExitStack, url: str | None) -> None:
+        self.config = config
+        self._closing = closing
+        self._url = url
+        self._retrieval: ActorRetrieval | None = None
+        self._generator: ActorGenerator | None = None
+        self._pipelines: dict[str, Pipeline] = {}
+        self._sample_documents: list[Document] = []
+        self.release: str | None = None
+        """Id of the release that answers; None without a generator."""
+
+    @classmethod
+    async def start(
+        cls,
+        config: GraftConfig,
+        *,
+        on_stage: OnStage | None = None,
+        parts: Iterable[str] | None = None,
+        url: str | None = None,
+    ) -> Self:
+        """Start the platform and return it once it answers.
+
+        Args:
+            config: Everything that can be configured.
+            on_stage: Called with every stage as it begins and ends.
+            parts: Only these of `retrieval`, `generator`; None for all.
+            url: Address it will be served at; shown by `status`.
+
+        Raises:
+            StartError: It cannot start here; what had been started is stopped again.
+        """
+        wanted = set(ALL_PARTS if parts is None else parts)
+        if unknown := wanted - set(ALL_PARTS):
+            raise ConfigError(f"unknown part {min(unknown)!r}; the parts are {', '.join(ALL_PARTS)}")
+        report = on_stage or _silent
+        async with AsyncExitStack() as stack:
+            stack.enter_context(only_platform(config.home))
+            platform = cls(config, stack, url)
+            await platform._start_ray(report, stack)
+            starts = []
+            if "retrieval" in wanted:
+                starts.append(platform._start_retrieval(report, stack))
+            if "generator" in wanted:
+                starts.append(platform._start_generator(report, stack))
+            async with asyncio.TaskGroup() as group:
+                for start in starts:
+                    group.create_task(start)
+            if wanted == set(ALL_PARTS):
+                await platform._open_pipelines(stack)
+            platform._closing = stack.pop_all()
+            return platform
+
+    async def _start_ray(self, report: OnStage, stack: AsyncExitStack) -> None:
+        settings = self.config.ray
+        # Read by Ray when it is imported: no usage reports.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        what = f"attaching to {settings.address}" if settings.address else "starting a local Ray"
+        with stage(report, "ray", what) as done:
+            if await asyncio.to_thread(self._init_ray):
+                stack.push_async_callback(asyncio.to_thread, self._shutdown_ray)
+                done.message = f"attached to {settings.address}" if settings.address else "local Ray is up"
+            else:
+                done.message = "using the Ray this process is attached to"
+
+    def _init_ray(self) -> None:
+        import ray
+
+        if ray.is_initialized():
+            raise StartError(
+                "this process already uses Ray; call ray.shutdown() first, or use Graft.connect()"
+            )
+        settings = self.config.ray
+        local = (
+            {}
+            if settings.address
+            else {
+                "num_cpus": settings.num_cpus,
+                "include_dashboard": False,
+                "object_store_memory": settings.object_store_bytes,
+            }
+        )
+        try:
+            ray.init(
+                address=settings.address or "local",
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **local,
+            )
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise StartError(f"Ray cannot start: {error}") from error
+        return True
+
+    @staticmethod
+    def _shutdown_ray() -> None:
+        import ray
+
+        ray.shutdown()
+
+    async def _start_retrieval(self, report: OnStage, stack: AsyncExitStack) -> None:
+        from retrieval.actor import start_retrieval
+
+        with stage(report, "retrieval", "loading the embedder and opening the index") as done:
+            self._retrieval = start_retrieval(
+                self.config.retrieval,
+                self.config.home / "index",
+                namespace=NAMESPACE,
+                resources=_placement("graft_index"),
+            )
+            stack.push_async_callback(self._retrieval.stop)
+            await self._retrieval.ready()
+            info = await self._retrieval.info()
+            done.message = f"embedder {info.model_id} with {info.dim} dimensions, index open"
+        if self.config.sample_library:
+            await self._ingest_samples(report)
+
+    async def _ingest_samples(self, report: OnStage) -> None:
+        """Add the bundled documents; unchanged ones cost one hash each."""
+        folder = REPOSITORY / "sample_library" / "documents"
+        retrieval = self._retrieval
+        if retrieval is None or not folder.is_dir():
+            return
+        paths = find_files(folder)
+        with stage(report, "library", f"reading the sample library, {len(paths)} documents") as done:
+            added = [
+                await retrieval.add(path.name, read_file(path), library=SAMPLE_LIBRARY, tenant=DEFAULT_TENANT)
+                for path in paths
+            ]
+            self._sample_documents = await retrieval.wait_ready(
+                [document.document_id for document in added],
+                timeout_s=SAMPLE_TIMEOUT_S,
+                tenant=DEFAULT_TENANT,
+            )
+            ready = sum(document.state is DocumentState.READY for document in self._sample_documents)
+            done.message = f"{ready} of {len(added)} sample documents are ready"
+
+    async def _start_generator(self, report: OnStage, stack: AsyncExitStack) -> None:
+        from serving.actor import start_generator
+
+        with stage(report, "generator", f"loading {self.config.serving.model} into vLLM") as done:
+            self._generator = start_generator(
+                self.config.serving,
+                name="generator-0",
+                namespace=NAMESPACE,
+                num_cpus=0,
+                num_gpus=_num_gpus(),
+                resources=_placement("graft_generator"),
+            )
+            stack.push_async_callback(self._generator.stop)
+            await self._generator.ready()
+            info = await self._generator.info()
+            done.message = f"{info.model_id} answers, context of {info.max_model_len:,} tokens"
+
+    async def _open_pipelines(self, stack: AsyncExitStack) -> None:
+        from agents.checkpoints import open_checkpoints
+        from agents.graphs import GRAPHS
+        from agents.pipeline import Pipeline
+
+        checkpoints = await stack.enter_async_context(
+            open_checkpoints(self.config.home / "threads.sqlite", ttl_s=self.config.agents.thread_ttl_s)
+        )
+        info = await self.generator.info()
+        self.release = await self._ensure_release(info)
+        self._pipelines = {
+            name: Pipeline(
+                name,
+                retriever=self.retriever,
+                generator=self.generator,
+                checkpoints=checkpoints,
+                config=self.config.agents,
+                release=self.release,
+            )
+            for name in GRAPHS
+        }
+
+    async def _ensure_release(self, model: GeneratorInfo) -> str:
+        """Return the id of the release made of what runs now, and make it current."""
+        from serving.prompt import CHAT_SYSTEM, RAG_SYSTEM, TURN_END, TURN_START
+
+        embedder = await self.retriever.info()
+        prompts = "\n".join((RAG_SYSTEM, CHAT_SYSTEM, TURN_START, TURN_END))
+        release = Release(
+            embedder_hash=embedder.model_hash,
+            index_version=await self.retriever.index_version(),
+            model_hash=model.model_hash,
+            tokenizer_hash=model.tokenizer_hash,
+            prompt_hash=hashlib.sha256(prompts.encode()).hexdigest()[:16],
+            config_hash=self.config.hash,
+        )
+        ledger = ReleaseLedger(self.config.home / "releases")
+        ledger.add(release)
+        if (current := ledger.current()) != release.id:
+            ledger.swap(current, release.id)
+        return release.id
+
+    @property
+    def retriever(self) -> ActorRetrieval:
+        """Return the searcher, which is also the document store."""
+        if self._retrieval is None:
+            raise StartError("this platform was started without retrieval; start it with all parts")
+        return self._retrieval
+
+    @property
+    def store(self) -> ActorRetrieval:
+        """Return the document store."""
+        return self.retriever
+
+    @property
+    def generator(self) -> ActorGenerator:
+        """Return the language model."""
+        if self._generator is None:
+            raise StartError("this platform was started without a generator; start it with all parts")
+        return self._generator
+
+    def graphs(self) -> tuple[str, ...]:
+        """Return the names of the graphs that can be run."""
+        return tuple(self._pipelines)
+
+    def pipeline(self, graph: str) -> Pipeline:
+        """Return the runner of a graph.
+
+        Raises:
+            UnknownGraph: No graph of that name; the message lists those there are.
+        """
+        from agents.errors import UnknownGraph
+
+        if graph not in self._pipelines:
+            raise UnknownGraph(
+                f"no graph {graph!r}; this platform has: {', '.join(self._pipelines) or 'none'}"
+            )
+        return self._pipelines[graph]
+
+    async def status(self) -> PlatformStatus:
+        """Return what runs; a part that does not answer in time is `failed`."""
+        parts = await asyncio.gather(self._retrieval_part(), self._generator_part())
+        return PlatformStatus(version("graft"), self.release, tuple(parts), self._url)
+
+    async def _retrieval_part(self) -> Part:
+        if self._retrieval is None:
+            return Part("retrieval", "off", "not started")
+        try:
+            async with asyncio.timeout(PART_TIMEOUT_S):
+                libraries = await self._retrieval.libraries()
+        except (TimeoutError, *_unavailable()) as error:
+            return Part("retrieval", "failed", str(error) or f"no answer within {PART_TIMEOUT_S:.0f} s")
+        chunks = sum(library.num_chunks for library in libraries)
+        documents = sum(library.num_ready for library in libraries)
+        return Part("retrieval", "ready", f"{documents} documents, {chunks} chunks")
+
+    async def _generator_part(self) -> Part:
+        if self._generator is None:
+            return Part("generator", "off", "not started")
+        try:
+            async with asyncio.timeout(PART_TIMEOUT_S):
+                stats = await self._generator.stats()
+        except (TimeoutError, *_unavailable()) as error:
+            return Part("generator", "failed", str(error) or f"no answer within {PART_TIMEOUT_S:.0f} s")
+        return Part("generator", "ready", f"{stats.num_running} running, {stats.num_waiting} waiting")
+
+    async def metrics(self) -> str:
+        """Return the metrics of every part as Prometheus text."""
+        return await self.generator.metrics_text() if self._generator else ""
+
+    async def aclose(self) -> None:
+        """Stop every actor and the local Ray; a given Ray cluster keeps running."""
+        await self._closing.aclose()
+
+
+def _unavailable() -> tuple[type[Exception], ...]:
+    from retrieval.errors import RetrievalError
+    from serving.errors import ServingError
+
+    return RetrievalError, ServingError
+
+
+def _placement(label: str) -> dict[str, float] | None:
+    """Return the resource that puts an actor on the nodes meant for it, where the cluster names any."""
+    import ray
+
+    return {label: 0.01} if label in ray.cluster_resources() else None
+
+
+def _num_gpus() -> float:
+    import ray
+
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0

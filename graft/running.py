@@ -1,0 +1,107 @@
+"""The record of the platform that runs from a home folder, and the lock that keeps it the only one."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from graft.errors import StartError
+
+RECORD = "platform.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Where a running platform can be reached."""
+
+    url: str
+    """Base address of its server."""
+    pid: int
+    """Process that owns it."""
+    process_started_s: float
+    """Start time of that process, so that a reused pid is not mistaken for it."""
+
+
+def find_running(home: Path) -> Running | None:
+    """Return the platform that runs from `home`, or None; a stale record counts as none."""
+    try:
+        running = Running(**json.loads((home / RECORD).read_text(encoding="utf-8")))
+        process = psutil.Process(running.pid)
+        return running if abs(process.create_time() - running.process_started_s) < 1.0 else None
+    except (FileNotFoundError, json.JSONDecodeError, TypeError, psutil.NoSuchProcess):
+        return None
+
+
+def write_record(home: Path, url: str) -> None:
+    """Publish this process as the platform of `home`."""
+    running = Running(url=url, pid=os.getpid(), process_started_s=psutil.Process().create_time())
+    temporary = home / f"{RECORD}.tmp"
+    temporary.write_text(json.dumps(asdict(running)), encoding="utf-8")
+    temporary.replace(home / RECORD)
+
+
+def remove_record(home: Path) -> None:
+    """Withdraw the record."""
+    (home / RECORD).unlink(missing_ok=True)
+
+
+@contextmanager
+def only_platform(home: Path) -> Iterator[None]:
+    """Hold the home folder for one platform.
+
+    Raises:
+        StartError: Another process holds it, or the folder cannot be written.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        handle = (home / "lock").open("a+")
+    except OSError as error:
+        raise StartError(
+            f"home folder {home} cannot be written ({error.strerror}); set GRAFT_HOME to another"
+        ) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            raise StartError(
+                f"another platform (process {handle.read().strip() or 'unknown'}) uses {home}; "
+                "stop it with `graft down`, or set GRAFT_HOME to another folder"
+            ) from error
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def stop_running(home: Path, *, timeout_s: float = 60.0) -> Running | None:
+    """Stop the platform that runs from `home` and wait until its process is gone.
+
+    Returns:
+        What was running, or None.
+
+    Raises:
+        StartError: It did not stop in time; the message names the process.
+    """
+    running = find_running(home)
+    if running is None:
+        return None
+    try:
+        process = psutil.Process(running.pid)
+        process.terminate()
+        process.wait(timeout_s)
+    except psutil.NoSuchProcess:
+        return running
+    except psutil.TimeoutExpired as error:
+        raise StartError(
+            f"process {running.pid} did not stop within {timeout_s:.0f} s; "
+            f"end it with `kill -9 {running.pid}`"
+        ) from error
+    return running

@@ -1,0 +1,96 @@
+"""One Ray, one engine, one platform and one server for the whole session."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+DATA = Path(os.environ.get("GRAFT_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Public data sets; tests that need them skip where they are absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"no data folder at {DATA}; set GRAFT_DATA")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    import ray
+
+    ray.init(
+        num_cpus=8,
+        include_dashboard=False,
+        namespace="graft",
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=200 * 2**20,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("home")
+    before = os.environ.get("GRAFT_HOME")
+    os.environ["GRAFT_HOME"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["GRAFT_HOME"]
+    else:
+        os.environ["GRAFT_HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def platform(ray_session: None, home: Path) -> Iterator[object]:
+    """A whole platform with the sample library, started through the SDK."""
+    from graft import Graft, GraftConfig
+
+    with Graft.up(GraftConfig(home=home)) as graft:
+        yield graft
+
+
+@pytest.fixture(scope="session")
+def engine(platform) -> object:
+    """The platform's generator: the only engine of the session."""
+    return platform.generator
+
+
+@pytest.fixture(scope="session")
+def platform_url(platform, home: Path) -> Iterator[str]:
+    """The platform served over HTTP on a free loopback port, and recorded in its home folder."""
+    from graft.access import Access
+    from graft.config import ServerConfig
+    from graft.http_server import HttpServer
+    from graft.running import remove_record, write_record
+    from graft.server import create_app, mount_ui
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    access, settings = Access(), ServerConfig()
+    portal, core = platform._portal, platform._core
+
+    def build() -> HttpServer:
+        return HttpServer(mount_ui(create_app(core, access, settings), core, access, settings))
+
+    server = portal.call(build)
+    serving = portal.start_task_soon(server.serve, [listener])
+    portal.call(asyncio.wait_for, server.listening.wait(), 60)
+    write_record(home, url)
+    yield url
+    remove_record(home)
+    server.should_exit = True
+    serving.result(timeout=30)
