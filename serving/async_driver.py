@@ -1,0 +1,149 @@
+"""vLLM's own engine processes behind `AsyncLLM`: the driver for GPUs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from serving.config import ServingConfig
+from serving.driver import EngineLoad, EngineRequest, OutputStream, StartTimings
+from serving.errors import GeneratorUnavailable, InvalidGeneration, ModelUnusable
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
+
+
+class AsyncDriver:
+    """Drives vLLM's `AsyncLLM`; everything happens on the event loop that called `start`.
+
+    Args:
+        config: Settings of the engine.
+        folder: The model's folder.
+        on_gpu: False runs the engine processes on the CPU, which the driver's own tests do.
+    """
+
+    def __init__(self, config: ServingConfig, folder: str, *, on_gpu: bool = True) -> None:
+        self._config = config
+        self._folder = folder
+        self._on_gpu = on_gpu
+        self._engine: AsyncLLM | None = None
+        self._starting: asyncio.Task[StartTimings] | None = None
+        self._pumps: dict[str, asyncio.Task[None]] = {}
+        self._aborts: set[asyncio.Task[None]] = set()
+        self._failure: str | None = None
+
+    @property
+    def failure(self) -> str | None:
+        """Return why the engine died, or None while it lives."""
+        return self._failure
+
+    async def start(self) -> StartTimings:
+        """Load the model and begin to serve; a second call returns the first call's timings.
+
+        Raises:
+            ModelUnusable: The engine refused the model; the message says why.
+        """
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> StartTimings:
+        os.environ.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)  # AsyncLLM refuses "0"
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_bytes
+        begun = time.monotonic()
+        await asyncio.to_thread(_import_engine)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from serving import vllm_values
+
+        imported = time.monotonic()
+        arguments = vllm_values.engine_arguments(self._config, self._folder, on_gpu=self._on_gpu)
+        try:
+            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        except Exception as error:
+            self._failure = f"The engine could not load {self._config.model!r}: {error}"
+            raise ModelUnusable(self._failure) from error
+        return StartTimings(imported - begun, time.monotonic() - imported)
+
+    def submit(self, request: EngineRequest) -> OutputStream:
+        """Queue a request and return its outputs.
+
+        Raises:
+            GeneratorUnavailable: The engine died or is stopping.
+        """
+        if self._failure is not None:
+            raise GeneratorUnavailable(self._failure)
+        if self._engine is None:
+            raise GeneratorUnavailable("The engine is not running; start it, or wait until it has restarted.")
+        stream = OutputStream(request.request_id, asyncio.get_running_loop())
+        pump = asyncio.create_task(self._pump(self._engine, request, stream))
+        self._pumps[request.request_id] = pump
+        pump.add_done_callback(lambda _: self._pumps.pop(request.request_id, None))
+        return stream
+
+    async def _pump(self, engine: AsyncLLM, request: EngineRequest, stream: OutputStream) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        from serving import vllm_values
+
+        try:
+            outputs = engine.generate(
+                vllm_values.engine_prompt(request),
+                vllm_values.sampling_params(request),
+                request.request_id,
+                priority=request.priority,
+            )
+            async for output in outputs:
+                stream.put(vllm_values.engine_output(output))
+        except ValueError as error:  # what vLLM raises for a request it will not take
+            stream.fail(InvalidGeneration(f"The engine refused the request: {error}"))
+        except asyncio.CancelledError:
+            stream.fail(
+                GeneratorUnavailable("The engine is stopping; send the request again once it is back.")
+            )
+            raise
+        except (EngineDeadError, EngineGenerateError) as error:
+            if self._failure is None:
+                logger.exception("the engine died")
+            self._failure = f"The engine died ({error}); it answers again after a restart."
+            stream.fail(GeneratorUnavailable(self._failure))
+
+    def abort(self, request_id: str) -> None:
+        """Stop a request; unknown ids are ignored."""
+        if self._engine is not None and request_id in self._pumps:
+            # Its pump delivers the last piece, which vLLM ends with "abort".
+            task = asyncio.create_task(self._engine.abort(request_id))
+            self._aborts.add(task)
+            task.add_done_callback(self._aborts.discard)
+
+    def load(self) -> EngineLoad:
+        """Return what the engine is working on.
+
+        The engine's processes report no counts while idle; at most `max_num_seqs` of the requests
+        under way hold blocks, and the others wait.
+        """
+        unfinished = self._engine.get_num_unfinished_requests() if self._engine is not None else 0
+        num_running = min(unfinished, self._config.max_num_seqs)
+        return EngineLoad(num_running, unfinished - num_running)
+
+    async def stop(self) -> None:
+        """Fail what is under way and free the model; safe to call twice."""
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        pumps = list(self._pumps.values())
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, *self._aborts, return_exceptions=True)
+        await asyncio.to_thread(engine.shutdown)
+
+
+def _import_engine() -> None:
+    """Import vLLM off the event loop, which would stand still for ten seconds."""
+    import vllm.v1.engine.async_llm  # noqa: F401

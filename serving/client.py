@@ -1,0 +1,222 @@
+"""Makes a generator actor look like a `Generator` to any process of the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError, TaskCancelledError
+
+from serving.errors import GeneratorUnavailable, ServingError
+from serving.generator import GeneratorHealth
+from serving.sessions import Delivery, SessionLost, merge_chunks
+from serving.types import GeneratedChunk, GenerateRequest, GeneratorInfo, GeneratorStats, Prompt
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+    from serving.actor import ActorReady
+
+logger = logging.getLogger(__name__)
+
+LOST = (
+    "The generator actor has restarted and this request is lost; send it again. "
+    "If it keeps dying, look at its log and at the free memory."
+)
+RAY_ERRORS = (RayTaskError, RayActorError, TaskCancelledError)
+
+
+class ActorGenerator:
+    """Implements `Generator` over the handle of a `GeneratorActor`; usable from several event loops.
+
+    Args:
+        actor: The actor's handle.
+    """
+
+    def __init__(self, actor: ActorHandle[Any]) -> None:
+        self.actor = actor
+        self._links: WeakKeyDictionary[asyncio.AbstractEventLoop, _Link] = WeakKeyDictionary()
+
+    async def ready(self) -> ActorReady:
+        """Wait until the actor can answer; returns where the time of its start went.
+
+        Raises:
+            ModelUnusable: The model cannot be served; the message says why.
+            GeneratorUnavailable: The actor died.
+        """
+        return await call(self.actor.ready.remote())
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GeneratedChunk]:
+        """Stream the output of one request; see `Generator.generate`."""
+        link = await self._link()
+        number, inbox = link.submit(request)
+        ended = False
+        try:
+            while not ended:
+                chunk = await inbox.next()
+                ended = chunk.finish_reason is not None
+                yield chunk
+        finally:
+            link.forget(number)
+
+    async def _link(self) -> _Link:
+        loop = asyncio.get_running_loop()
+        link = self._links.get(loop)
+        if link is None or link.broken:
+            link = self._links[loop] = _Link(self.actor)
+        await link.open()
+        return link
+
+    async def count_tokens(self, prompt: Prompt) -> int:
+        """Return how many tokens the prompt encodes to."""
+        return await call(self.actor.count_tokens.remote(prompt))
+
+    async def info(self) -> GeneratorInfo:
+        """Return what this generator is."""
+        return await call(self.actor.info.remote())
+
+    async def stats(self) -> GeneratorStats:
+        """Return the load now and the totals since start."""
+        return await call(self.actor.stats.remote())
+
+    async def metrics_text(self) -> str:
+        """Return the metrics in Prometheus' text format."""
+        return await call(self.actor.metrics_text.remote())
+
+    async def health(self) -> GeneratorHealth:
+        """Return whether it can answer; a dead actor is `failed`, not an exception."""
+        try:
+            return await call(self.actor.health.remote())
+        except GeneratorUnavailable as error:
+            return GeneratorHealth("failed", str(error), pid=0)
+
+    async def stop(self) -> None:
+        """Stop the engine and remove the actor; safe to call twice."""
+        try:
+            await call(self.actor.stop.remote())
+        except GeneratorUnavailable:
+            return
+        ray.kill(self.actor)
+
+
+async def call(ref: Any) -> Any:
+    """Return the result of an actor call, with Ray's errors turned into ours."""
+    try:
+        return await ref
+    except RAY_ERRORS as error:
+        raise _ours(error) from error
+
+
+def _ours(error: Exception) -> Exception:
+    if isinstance(error, RayTaskError):
+        return error.cause if isinstance(error.cause, ServingError | SessionLost | ValueError) else error
+    if isinstance(error, TaskCancelledError):
+        return GeneratorUnavailable("The generator cancelled the request; send it again.")
+    state = "does not answer" if isinstance(error, ActorUnavailableError) else "died"
+    return GeneratorUnavailable(
+        f"The generator actor {state} ({error.__class__.__name__}); Ray restarts it, which takes about "
+        "20 s: send the request again then. If it keeps dying, look at its log and at the free memory."
+    )
+
+
+class _Inbox:
+    """Chunks of one request that have arrived and were not read."""
+
+    def __init__(self) -> None:
+        self._chunks: list[GeneratedChunk] = []
+        self._error: Exception | None = None
+        self._ready = asyncio.Event()
+
+    def put(self, delivery: Delivery) -> None:
+        if delivery.chunk is not None:
+            self._chunks.append(delivery.chunk)
+        self._error = delivery.error or self._error
+        self._ready.set()
+
+    async def next(self) -> GeneratedChunk:
+        await self._ready.wait()
+        if self._chunks:
+            chunks, self._chunks = self._chunks, []
+            if self._error is None:
+                self._ready.clear()
+            return merge_chunks(chunks)
+        assert self._error is not None
+        raise self._error
+
+
+class _Link:
+    """One event loop's session with the actor; polls while requests are under way."""
+
+    def __init__(self, actor: ActorHandle[Any]) -> None:
+        self._actor = actor
+        self._opening: asyncio.Task[str] | None = None
+        self._session_id = ""
+        self._numbers = itertools.count()
+        self._inboxes: dict[int, _Inbox] = {}
+        self._poller: asyncio.Task[None] | None = None
+        self.broken = False
+        """True once the session is lost; the next request opens another."""
+
+    async def open(self) -> None:
+        if self._session_id:
+            return
+        if self._opening is None:
+            self._opening = asyncio.ensure_future(call(self._actor.open_session.remote()))
+        try:
+            self._session_id = await asyncio.shield(self._opening)
+        except (ServingError, RayTaskError):
+            self.broken = True
+            raise
+
+    def submit(self, request: GenerateRequest) -> tuple[int, _Inbox]:
+        number = next(self._numbers)
+        inbox = self._inboxes[number] = _Inbox()
+        accepted = self._actor.submit.remote(self._session_id, number, request)
+        # Only a lost session fails here, and the poll that follows learns of it too.
+        accepted.future().add_done_callback(_retrieve)
+        if self._poller is None or self._poller.done():
+            self._poller = asyncio.create_task(self._poll())
+        return number, inbox
+
+    def forget(self, number: int) -> None:
+        """Cancel the request in the actor unless its end has arrived."""
+        if self._inboxes.pop(number, None) is not None:
+            self._actor.cancel.remote(self._session_id, number)
+
+    async def _poll(self) -> None:
+        try:
+            while self._inboxes:
+                for delivery in await call(self._actor.poll.remote(self._session_id)):
+                    self._deliver(delivery)
+        except SessionLost:
+            self._fail(GeneratorUnavailable(LOST))
+        except GeneratorUnavailable as error:
+            self._fail(error)
+        except RayTaskError as error:
+            logger.exception("polling the generator failed")
+            self._fail(GeneratorUnavailable(f"The generator actor failed ({error}); its log has more."))
+
+    def _deliver(self, delivery: Delivery) -> None:
+        inbox = self._inboxes.get(delivery.number)
+        if inbox is None:
+            return
+        inbox.put(delivery)
+        if delivery.error is not None or (delivery.chunk and delivery.chunk.finish_reason):
+            del self._inboxes[delivery.number]
+
+    def _fail(self, error: Exception) -> None:
+        self.broken = True
+        inboxes, self._inboxes = self._inboxes, {}
+        for number, inbox in inboxes.items():
+            inbox.put(Delivery(number, None, error))
+
+
+def _retrieve(future: Any) -> None:
+    """Take a future's exception, so that nobody logs it as never retrieved."""
+    if not future.cancelled():
+        future.exception()

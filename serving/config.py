@@ -1,0 +1,81 @@
+"""How a generator is set up: which model, how much memory, how many requests."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+BUNDLED_MODEL = "graft-mini"
+"""Name of the model that comes with this repository."""
+
+MIB = 1 << 20
+BLOCK_SIZE_STEP = 32
+"""vLLM's CPU attention kernel works on KV blocks of a multiple of this."""
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def usable_cores() -> int:
+    """Return the cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingConfig:
+    """Settings of one generator; checked when made."""
+
+    model: str = BUNDLED_MODEL
+    """`graft-mini` (bundled), a folder with safetensors and tokenizer.json, or a Hugging Face id."""
+    max_model_len: int = 2048
+    """Context window in tokens, prompt and output together, 64 to 1,048,576."""
+    device: Device = "auto"
+    """Where the model runs; `auto` takes the GPU when there is one."""
+    dtype: DType = "auto"
+    """Number format of weights and KV; `auto` is float32 on a CPU, the checkpoint's own on a GPU."""
+    block_size: int = 32
+    """Tokens per KV block, a multiple of 32; prefix reuse works in whole blocks."""
+    kv_cache_bytes: int | None = None
+    """Memory for KV blocks, 16 MiB or more; None is 512 MiB on a CPU and vLLM's share of a GPU."""
+    max_num_seqs: int = 32
+    """Requests the engine works on at once, 1 to 1,024."""
+    max_queued_requests: int = 256
+    """Requests that may wait for a slot, 0 or more; one more is refused with `Overloaded`."""
+    num_threads: int | None = None
+    """OpenMP threads of the engine, 1 or more; None takes every usable core."""
+    default_deadline_s: float | None = 300.0
+    """Deadline of a request that names none, in seconds; None for no limit."""
+
+    def __post_init__(self) -> None:
+        if not self.model.strip():
+            raise ValueError(f"serving.model is empty; name a folder, a Hugging Face id or {BUNDLED_MODEL!r}")
+        self._check_range("max_model_len", self.max_model_len, 64, 1 << 20)
+        self._check_range("max_num_seqs", self.max_num_seqs, 1, 1024)
+        self._check_range("max_queued_requests", self.max_queued_requests, 0, 1_000_000)
+        if self.block_size < BLOCK_SIZE_STEP or self.block_size % BLOCK_SIZE_STEP:
+            raise ValueError(
+                f"serving.block_size must be a multiple of {BLOCK_SIZE_STEP}, got {self.block_size}"
+            )
+        if self.kv_cache_bytes is not None:
+            self._check_range("kv_cache_bytes", self.kv_cache_bytes, 16 * MIB, 1 << 44)
+        if self.num_threads is not None:
+            self._check_range("num_threads", self.num_threads, 1, 4096)
+        if self.default_deadline_s is not None and self.default_deadline_s <= 0:
+            raise ValueError(f"serving.default_deadline_s must be > 0, got {self.default_deadline_s}")
+        for name, value, allowed in (
+            ("device", self.device, ("auto", "cpu", "cuda")),
+            ("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"serving.{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+    @staticmethod
+    def _check_range(name: str, value: int, low: int, high: int) -> None:
+        if not low <= value <= high:
+            raise ValueError(f"serving.{name} must be in [{low}, {high}], got {value}")
+
+    @property
+    def engine_threads(self) -> int:
+        """Return the OpenMP threads the engine runs with."""
+        return self.num_threads or usable_cores()

@@ -1,0 +1,181 @@
+"""The seam between a generator and the engine under it.
+
+A driver takes token ids and gives back pieces of output. Two exist: `InprocDriver` (CPU: the engine in
+this process, one thread) and `AsyncDriver` (GPU: vLLM's own engine processes). Everything else - prompts,
+admission, deadlines, totals - is written once, in `serving.generator`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from serving.config import ServingConfig
+from serving.types import Sampling
+
+EngineFinish = Literal["stop", "length", "abort"]
+"""Why the engine ended a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One request as the engine sees it."""
+
+    request_id: str
+    """Unique among the requests under way."""
+    token_ids: list[int]
+    """The prompt, int[num_tokens], not empty and shorter than the context window."""
+    sampling: Sampling
+    """`max_tokens` fits the context window."""
+    cache_salt: str
+    """KV blocks are shared only between requests of equal salt."""
+    priority: int = 0
+    """Lower runs sooner."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOutput:
+    """A piece of output."""
+
+    text: str
+    """New characters."""
+    token_ids: tuple[int, ...]
+    """New token ids."""
+    num_cached_tokens: int = 0
+    """Prompt tokens whose KV was reused."""
+    finish_reason: EngineFinish | None = None
+    """Set on the last piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What the engine is working on."""
+
+    num_running: int = 0
+    """Requests that hold KV blocks."""
+    num_waiting: int = 0
+    """Requests accepted and not started."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimings:
+    """Where the seconds of an engine's start went."""
+
+    import_s: float
+    """Importing torch and vllm."""
+    engine_s: float
+    """Reading weights and laying out the KV cache."""
+
+
+@dataclass(slots=True)
+class OutputStream:
+    """The outputs of one request on their way to the one task that reads them.
+
+    Pieces that arrive while the reader is busy are handed over as one.
+    """
+
+    request_id: str
+    """The request."""
+    loop: asyncio.AbstractEventLoop
+    """Loop of the reader; `put` and `fail` are called on it."""
+    _pieces: list[EngineOutput] = field(default_factory=list)
+    _error: Exception | None = None
+    _ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, output: EngineOutput) -> None:
+        """Add a piece."""
+        self._pieces.append(output)
+        self._ready.set()
+
+    def fail(self, error: Exception) -> None:
+        """End the stream with an error once the reader has taken what came before it."""
+        self._error = error
+        self._ready.set()
+
+    async def next(self) -> EngineOutput:
+        """Return everything that has arrived since the last call as one piece; waits for the first.
+
+        Raises:
+            GeneratorUnavailable: The engine died or is stopping.
+            InvalidGeneration: The engine refused the request's parameters.
+        """
+        await self._ready.wait()
+        pieces = self._pieces
+        if not pieces:
+            assert self._error is not None
+            raise self._error
+        self._pieces = []
+        if self._error is None:
+            self._ready.clear()
+        if len(pieces) == 1:
+            return pieces[0]
+        return EngineOutput(
+            text="".join(piece.text for piece in pieces),
+            token_ids=tuple(token for piece in pieces for token in piece.token_ids),
+            num_cached_tokens=pieces[-1].num_cached_tokens,
+            finish_reason=pieces[-1].finish_reason,
+        )
+
+
+class Driver(Protocol):
+    """One engine."""
+
+    @property
+    def failure(self) -> str | None:
+        """Return why the engine died, or None while it lives."""
+        ...
+
+    async def start(self) -> StartTimings:
+        """Load the model and begin to serve; a second call returns the first call's timings.
+
+        Raises:
+            ModelUnusable: The engine refused the model; the message says why.
+        """
+        ...
+
+    def submit(self, request: EngineRequest) -> OutputStream:
+        """Queue a request and return its outputs; called on an event loop.
+
+        Raises:
+            GeneratorUnavailable: The engine died or is stopping.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Stop a request; its stream ends with `abort` after what was generated. Unknown ids are ignored."""
+        ...
+
+    def load(self) -> EngineLoad:
+        """Return what the engine is working on."""
+        ...
+
+    async def stop(self) -> None:
+        """Fail what is under way and free the model; safe to call twice."""
+        ...
+
+
+def choose_driver(config: ServingConfig, folder: str) -> Driver:
+    """Return the driver for this machine: `AsyncDriver` where a GPU is usable, else `InprocDriver`.
+
+    Args:
+        config: Settings of the engine.
+        folder: The model's folder.
+    """
+    if config.device != "cpu":
+        import torch
+
+        if torch.cuda.is_available():
+            from serving.async_driver import AsyncDriver
+
+            return AsyncDriver(config, folder)
+        if config.device == "cuda":
+            from serving.errors import ModelUnusable
+
+            raise ModelUnusable(
+                "serving.device is 'cuda' but torch sees no GPU; check `nvidia-smi` and that the GPU extra "
+                "is installed (`pip install graft[gpu]`), or set serving.device to 'auto'."
+            )
+    from serving.inproc_driver import InprocDriver
+
+    return InprocDriver(config, folder)

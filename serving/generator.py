@@ -1,0 +1,261 @@
+"""The generator: prompts in, streamed text out, over one engine driver in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from serving.config import ServingConfig
+from serving.driver import Driver, EngineOutput, EngineRequest, OutputStream, StartTimings, choose_driver
+from serving.errors import GeneratorUnavailable, InvalidGeneration, Overloaded, PromptTooLong
+from serving.metrics import GeneratorMetrics
+from serving.tokenizer import ModelTokenizer
+from serving.types import (
+    FinishReason,
+    GeneratedChunk,
+    GenerateRequest,
+    GeneratorInfo,
+    GeneratorStats,
+    Prompt,
+    TokenUsage,
+)
+from serving.weights import model_folder, model_hash, tokenizer_hash
+
+LONG_PROMPT_CHARS = 20_000
+"""Longer prompts are encoded off the event loop, so that others keep streaming."""
+ABORT_GRACE_S = 2.0
+"""Longest wait for the engine to hand over what it holds of a request past its deadline."""
+RETRY_AFTER_S = (0.5, 60.0)
+"""Bounds of `Overloaded.retry_after_s`."""
+
+Health = Literal["starting", "ready", "failed", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorHealth:
+    """Whether a generator can answer."""
+
+    status: Health
+    """Where it stands."""
+    detail: str = ""
+    """Why it failed and what to do; set when status is `failed`."""
+    pid: int = field(default_factory=os.getpid)
+    """Process the engine is driven from."""
+
+
+class LocalGenerator:
+    """Implements `Generator` over a driver in this process.
+
+    Args:
+        config: Settings.
+        driver: The engine; None chooses by looking at the machine.
+    """
+
+    def __init__(self, config: ServingConfig, driver: Driver | None = None) -> None:
+        self.config = config
+        self._driver = driver
+        self._metrics = GeneratorMetrics()
+        self._active: set[str] = set()
+        self._starting: asyncio.Task[StartTimings] | None = None
+        self._tokenizer: ModelTokenizer | None = None
+        self._info: GeneratorInfo | None = None
+        self._stopped = False
+
+    async def start(self) -> StartTimings:
+        """Load tokenizer and engine; returns where the time went. A second call waits for the first.
+
+        Raises:
+            ModelUnusable: The model cannot be served; the message says why.
+        """
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> StartTimings:
+        folder = await asyncio.to_thread(model_folder, self.config.model)
+        if self._driver is None:
+            self._driver = await asyncio.to_thread(choose_driver, self.config, str(folder))
+        self._tokenizer = ModelTokenizer(folder / "tokenizer.json")
+        timings, weights = await asyncio.gather(self._driver.start(), asyncio.to_thread(model_hash, folder))
+        self._info = GeneratorInfo(
+            model_id=self.config.model,
+            model_hash=weights,
+            tokenizer_hash=tokenizer_hash(folder),
+            max_model_len=self.config.max_model_len,
+        )
+        return timings
+
+    async def stop(self) -> None:
+        """Fail what is under way and free the model; safe to call twice."""
+        self._stopped = True
+        if self._driver is not None:
+            await self._driver.stop()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GeneratedChunk]:
+        """Stream the output of one request; see `Generator.generate`.
+
+        Raises:
+            PromptTooLong: The prompt leaves no room for one token.
+            InvalidGeneration: The request id is in use, the prompt is empty, or the engine refuses a value.
+            Overloaded: The waiting queue is full; the caller should retry after `retry_after_s`.
+            GeneratorUnavailable: The engine died or is stopping.
+        """
+        accepted_s = asyncio.get_running_loop().time()
+        driver = self._ready_driver()
+        self._check_queue()
+        request_id = self._claim(request.request_id)
+        reason: FinishReason | None = None
+        usage = TokenUsage()
+        submitted = False
+        try:
+            engine_request = await self._engine_request(request, request_id)
+            usage = TokenUsage(prompt_tokens=len(engine_request.token_ids))
+            stream = driver.submit(engine_request)
+            submitted = True
+            deadline_s = request.deadline_s or self.config.default_deadline_s
+            reader = _DeadlineReader(driver, stream, accepted_s + deadline_s if deadline_s else None)
+            while reason is None:
+                output = await reader.next()
+                if output.token_ids and not usage.completion_tokens:
+                    self._metrics.first_token(asyncio.get_running_loop().time() - accepted_s)
+                usage = replace(
+                    usage,
+                    cached_tokens=max(usage.cached_tokens, output.num_cached_tokens),
+                    completion_tokens=usage.completion_tokens + len(output.token_ids),
+                )
+                if output.finish_reason is None:
+                    yield GeneratedChunk(output.text, output.token_ids)
+                    continue
+                reason = reader.finish_reason(output)
+                yield GeneratedChunk(output.text, output.token_ids, reason, usage)
+        except (asyncio.CancelledError, GeneratorExit):
+            reason = reason or "cancelled"
+            raise
+        finally:
+            self._active.discard(request_id)
+            if submitted:
+                if reason in (None, "cancelled"):
+                    driver.abort(request_id)
+                self._metrics.ended(reason, usage, asyncio.get_running_loop().time() - accepted_s)
+
+    def _ready_driver(self) -> Driver:
+        if self._stopped:
+            raise GeneratorUnavailable("The generator has been stopped; start another one.")
+        if self._driver is None or self._info is None:
+            raise GeneratorUnavailable("The generator has not started; await `start()` first.")
+        return self._driver
+
+    def _check_queue(self) -> None:
+        num_waiting = len(self._active) - self.config.max_num_seqs
+        if num_waiting < self.config.max_queued_requests:
+            return
+        self._metrics.rejected()
+        rounds = (max(num_waiting, 0) + 1) / self.config.max_num_seqs
+        low, high = RETRY_AFTER_S
+        retry_after_s = min(max(rounds * self._metrics.mean_duration_s, low), high)
+        raise Overloaded(
+            f"{max(num_waiting, 0)} requests wait already, the limit is {self.config.max_queued_requests} "
+            f"(serving.max_queued_requests); retry in {retry_after_s:.1f} s or add a generator replica.",
+            retry_after_s,
+        )
+
+    def _claim(self, request_id: str) -> str:
+        if request_id in self._active:
+            raise InvalidGeneration(
+                f"Request id {request_id!r} is under way already; use another or leave it empty."
+            )
+        request_id = request_id or uuid.uuid4().hex
+        self._active.add(request_id)
+        return request_id
+
+    async def _engine_request(self, request: GenerateRequest, request_id: str) -> EngineRequest:
+        token_ids = await self._encode(request.prompt)
+        limit = self.config.max_model_len
+        if not token_ids:
+            raise InvalidGeneration("The prompt is empty; give it at least one segment with text.")
+        if len(token_ids) >= limit:
+            raise PromptTooLong(
+                f"The prompt has {len(token_ids)} tokens and the context window {limit} "
+                "(serving.max_model_len), which must also hold at least one generated token; "
+                "send fewer or shorter passages, or serve a model with a longer window."
+            )
+        max_tokens = min(request.sampling.max_tokens, limit - len(token_ids))
+        return EngineRequest(
+            request_id=request_id,
+            token_ids=token_ids,
+            sampling=replace(request.sampling, max_tokens=max_tokens),
+            cache_salt=f"tenant:{request.tenant}",
+            priority=request.priority,
+        )
+
+    async def _encode(self, prompt: Prompt) -> list[int]:
+        assert self._tokenizer is not None
+        if sum(len(segment.text) for segment in prompt.segments) > LONG_PROMPT_CHARS:
+            return await asyncio.to_thread(self._tokenizer.encode_prompt, prompt)
+        return self._tokenizer.encode_prompt(prompt)
+
+    async def count_tokens(self, prompt: Prompt) -> int:
+        """Return how many tokens the prompt encodes to."""
+        self._ready_driver()
+        return len(await self._encode(prompt))
+
+    async def info(self) -> GeneratorInfo:
+        """Return what this generator is."""
+        self._ready_driver()
+        assert self._info is not None
+        return self._info
+
+    async def stats(self) -> GeneratorStats:
+        """Return the load now and the totals since start."""
+        return self._metrics.stats(*self._load())
+
+    async def metrics_text(self) -> str:
+        """Return the metrics in Prometheus' text format."""
+        return self._metrics.prometheus_text(*self._load())
+
+    def _load(self) -> tuple[int, int]:
+        if self._driver is None:
+            return 0, 0
+        load = self._driver.load()
+        return load.num_running, load.num_waiting
+
+    def health(self) -> GeneratorHealth:
+        """Return whether it can answer."""
+        failure = self._driver.failure if self._driver is not None else None
+        if failure is not None:
+            return GeneratorHealth("failed", failure)
+        if self._stopped:
+            return GeneratorHealth("stopped")
+        return GeneratorHealth("ready" if self._info is not None else "starting")
+
+
+class _DeadlineReader:
+    """Reads a stream until it ends or its deadline passes, and then ends it in the engine."""
+
+    def __init__(self, driver: Driver, stream: OutputStream, deadline_at: float | None) -> None:
+        self._driver = driver
+        self._stream = stream
+        self._deadline_at = deadline_at
+        self._expired = False
+
+    async def next(self) -> EngineOutput:
+        while True:
+            try:
+                async with asyncio.timeout_at(self._deadline_at):
+                    return await self._stream.next()
+            except TimeoutError:
+                if self._expired:  # the engine is stuck in a step: the caller is not to wait for it
+                    return EngineOutput("", (), finish_reason="abort")
+                self._expired = True
+                self._driver.abort(self._stream.request_id)
+                self._deadline_at = asyncio.get_running_loop().time() + ABORT_GRACE_S
+
+    def finish_reason(self, output: EngineOutput) -> FinishReason:
+        if output.finish_reason != "abort":
+            assert output.finish_reason is not None
+            return output.finish_reason
+        return "deadline" if self._expired else "cancelled"

@@ -1,0 +1,98 @@
+"""What a generator counts, as numbers and as Prometheus text."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serving.types import FinishReason, GeneratorStats, TokenUsage
+
+TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+DURATION_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+DURATION_WEIGHT = 0.2
+"""Weight of the newest request in the moving mean of durations."""
+
+
+class GeneratorMetrics:
+    """Counts requests and tokens of one generator.
+
+    It has a registry of its own: several generators in one process, as in tests, do not clash.
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._running = self._gauge("running", "Requests that hold KV blocks.")
+        self._waiting = self._gauge("waiting", "Requests accepted and not started.")
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of ended requests.")
+        self._cached_tokens = self._counter("cached_tokens", "Prompt tokens whose KV was reused.")
+        self._completion_tokens = self._counter("completion_tokens", "Tokens generated.")
+        self._requests = Counter(
+            "graft_generator_requests",
+            "Ended requests by reason.",
+            ["finish_reason"],
+            registry=self._registry,
+        )
+        self._rejected = self._counter("rejected", "Requests refused because the queue was full.")
+        self._ttft = Histogram(
+            "graft_generator_ttft_seconds",
+            "Time from acceptance to the first token.",
+            buckets=TTFT_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._duration = Histogram(
+            "graft_generator_duration_seconds",
+            "Time from acceptance to the end.",
+            buckets=DURATION_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._num_finished = 0
+        self._num_cancelled = 0
+        self._usage = TokenUsage()
+        self.mean_duration_s = 0.0
+        """Moving mean of the durations of requests that ended by themselves; 0 before the first."""
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"graft_generator_{name}", text, registry=self._registry)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(f"graft_generator_{name}", text, registry=self._registry)
+
+    def first_token(self, seconds: float) -> None:
+        """Count a first token, `seconds` after its request was accepted."""
+        self._ttft.observe(seconds)
+
+    def rejected(self) -> None:
+        """Count a request refused because the queue was full."""
+        self._rejected.inc()
+
+    def ended(self, reason: FinishReason | None, usage: TokenUsage, seconds: float) -> None:
+        """Count a request that ended; None as reason for one that an engine failure ended."""
+        self._requests.labels(reason or "error").inc()
+        self._prompt_tokens.inc(usage.prompt_tokens)
+        self._cached_tokens.inc(usage.cached_tokens)
+        self._completion_tokens.inc(usage.completion_tokens)
+        self._duration.observe(seconds)
+        self._usage += usage
+        if reason in ("stop", "length"):
+            self._num_finished += 1
+            weight = DURATION_WEIGHT if self.mean_duration_s else 1.0
+            self.mean_duration_s += weight * (seconds - self.mean_duration_s)
+        elif reason is not None:
+            self._num_cancelled += 1
+
+    def stats(self, num_running: int, num_waiting: int) -> GeneratorStats:
+        """Return the load now and the totals since start."""
+        return GeneratorStats(
+            num_running=num_running,
+            num_waiting=num_waiting,
+            num_finished=self._num_finished,
+            num_cancelled=self._num_cancelled,
+            prompt_tokens=self._usage.prompt_tokens,
+            cached_tokens=self._usage.cached_tokens,
+            completion_tokens=self._usage.completion_tokens,
+        )
+
+    def prometheus_text(self, num_running: int, num_waiting: int) -> str:
+        """Return everything in Prometheus' text format."""
+        self._running.set(num_running)
+        self._waiting.set(num_waiting)
+        return generate_latest(self._registry).decode()
