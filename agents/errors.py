@@ -3,6 +3,7 @@
 AgentError
 |-- UnknownGraph        no graph of that name; lists the ones there are
 |-- InvalidQuestion     empty, or longer than the limit
+|-- InvalidThread       a thread id that cannot be kept
 `-- UnknownThread       no such thread for this tenant
 """
 
@@ -19,6 +20,10 @@ class UnknownGraph(AgentError):
 
 class InvalidQuestion(AgentError):
     """The question cannot be asked."""
+
+
+class InvalidThread(AgentError):
+    """A thread id is empty or too long, or nothing keeps threads."""
 
 
 class UnknownThread(AgentError):

@@ -1,11 +1,14 @@
 """What a run carries: citations, stop reasons, results, and the graph state."""
 
+# langgraph is typed, but strict mode asks for stubs of a namespace package.
+# pyright: reportMissingTypeStubs=false
+
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal, Required, TypedDict
 
 from langgraph.channels import UntrackedValue
 from langgraph.managed import RemainingSteps
@@ -59,6 +62,18 @@ class ChatTurn:
 
 
 @dataclass(frozen=True, slots=True)
+class ThreadInfo:
+    """A conversation kept by the platform."""
+
+    thread_id: str
+    """Its id, without the tenant."""
+    title: str
+    """Its first question, cut to 80 characters."""
+    updated_s: float
+    """Unix time of its last message."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunResult:
     """What a run returns; running out of budget is a result, not an exception."""
 
@@ -80,16 +95,15 @@ class RunResult:
     """Wall time per node, and `total`, `first_token`."""
     error: str | None = None
     """What went wrong; set when stop_reason is `error`."""
+    error_kind: str | None = None
+    """Class of the error, for example `Overloaded`; what a server maps to a status."""
+    retry_after_s: float | None = None
+    """Seconds after which a retry has a fair chance; set when the generator was overloaded."""
 
 
 def add_usage(left: TokenUsage, right: TokenUsage) -> TokenUsage:
     """Return the sum, so that every model call of a run is counted."""
     return left + right
-
-
-def add_timings(left: dict[str, float], right: dict[str, float]) -> dict[str, float]:
-    """Return the per-node sums, so that a node that runs twice counts twice."""
-    return {**left, **{name: left.get(name, 0.0) + value for name, value in right.items()}}
 
 
 class RagInput(TypedDict):
@@ -101,7 +115,7 @@ class RagInput(TypedDict):
 class RagState(TypedDict, total=False):
     """State of every retrieval graph; small and plain, passage text stays out of checkpoints."""
 
-    question: str
+    question: Required[str]
     """As asked; no node writes it after input."""
     turns: Annotated[list[ChatTurn], operator.add]
     """The thread so far, oldest first."""
@@ -123,10 +137,8 @@ class RagState(TypedDict, total=False):
     """Generations so far."""
     num_retrievals: Annotated[int, operator.add]
     """Searches so far."""
-    timings_ms: Annotated[dict[str, float], add_timings]
-    """Wall time per node."""
-    stop_reason: StopReason
-    """Set by the node that ends the run."""
+    stop_reason: StopReason | None
+    """Set by the node that ends the run or finds a meter spent; None while neither happened."""
     remaining_steps: RemainingSteps
     """Supersteps LangGraph still allows."""
 
@@ -136,6 +148,5 @@ class RagOutput(TypedDict, total=False):
 
     answer: str
     citations: Sequence[Citation]
-    stop_reason: StopReason
+    stop_reason: StopReason | None
     usage: TokenUsage
-    timings_ms: dict[str, float]

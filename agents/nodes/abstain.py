@@ -1,0 +1,54 @@
+"""Ends a run that has no supported answer: says so and shows the closest quotes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+from agents.context import RunContext
+from agents.events import Cited
+from agents.evidence import EvidenceSet
+from agents.nodes.retrieve import passages_of
+from agents.quotes import best_quotes, quoted
+from agents.state import RagState, StopReason
+
+NOTHING_FOUND = "Nothing was found in the documents for this question."
+UNSUPPORTED = "The documents do not hold a supported answer to this question."
+CLOSEST = "The closest passages say:"
+
+_SPENT: dict[StopReason, str] = {
+    "steps": "The run reached its limit of steps",
+    "model_calls": "The run reached its limit of generations",
+    "retrievals": "The run reached its limit of searches",
+    "tokens": "The run reached its limit of tokens",
+    "deadline": "The run reached its deadline",
+    "cancelled": "The run was cancelled",
+}
+
+
+def _opening(reason: StopReason | None, *, is_searched: bool, is_found: bool) -> str:
+    spent = _SPENT.get(reason) if reason else None
+    if spent and is_searched:
+        return f"{spent} before it had a supported answer."
+    if spent:
+        return f"{spent} before the documents were searched."
+    return UNSUPPORTED if is_found else NOTHING_FOUND
+
+
+async def abstain(state: RagState, runtime: Runtime[RunContext]) -> dict[str, Any]:
+    """Return a plain sentence that there is no supported answer, and the quotes closest to the question."""
+    context = runtime.context
+    passages = await passages_of(state, runtime)
+    reason = state.get("stop_reason")
+    citations = best_quotes(
+        state["question"],
+        EvidenceSet(passages),
+        num_quotes=context.config.num_quotes,
+        threshold=context.config.quote_threshold,
+    )
+    opening = _opening(reason, is_searched=state.get("num_retrievals", 0) > 0, is_found=bool(citations))
+    answer = quoted(f"{opening} {CLOSEST}", citations) if citations else opening
+    if citations:
+        runtime.stream_writer(Cited(**context.stamp(), citations=citations))
+    return {"answer": answer, "citations": list(citations), "stop_reason": reason or "abstained"}

@@ -1,0 +1,46 @@
+"""Aligns the draft to its sources."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+from agents.citation import Aligner
+from agents.context import RunContext
+from agents.events import Cited, Warned
+from agents.evidence import EvidenceSet
+from agents.nodes.retrieve import passages_of
+from agents.state import ChatTurn, RagState
+
+
+def asked_before(turns: list[ChatTurn]) -> str:
+    """Return the user's turn before the current one, empty for a first question."""
+    asked = [turn.text for turn in turns if turn.role == "user"]
+    return asked[-2] if len(asked) >= 2 else ""
+
+
+async def cite(state: RagState, runtime: Runtime[RunContext]) -> dict[str, Any]:
+    """Return the answer with its citations, or an empty answer when the passages support none of it."""
+    context = runtime.context
+    passages = await passages_of(state, runtime)
+    aligner = Aligner(
+        state["question"], EvidenceSet(passages), context.config, before=asked_before(state.get("turns", []))
+    )
+    aligned = aligner.align(state.get("draft", ""))
+    if not aligned.answer:
+        return {"answer": "", "citations": []}
+    if num_dropped := aligned.num_claims - aligned.num_supported:
+        runtime.stream_writer(
+            Warned(
+                **context.stamp(),
+                message=f"{num_dropped} of {aligned.num_claims} sentences of the draft were left out: "
+                "the passages do not support them",
+            )
+        )
+    runtime.stream_writer(Cited(**context.stamp(), citations=aligned.citations))
+    return {
+        "answer": aligned.answer,
+        "citations": list(aligned.citations),
+        "stop_reason": state.get("stop_reason") or "answered",
+    }
