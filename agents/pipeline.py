@@ -75,6 +75,7 @@ class Pipeline:
         tenant: str = DEFAULT_TENANT,
         library: str | None = None,
         document_ids: Sequence[str] = (),
+        history: Sequence[ChatTurn] = (),
         budget: Budget | None = None,
     ) -> AsyncGenerator[RunEvent, None]:
         """Return the events of one run, which starts when they are first asked for.
@@ -89,6 +90,7 @@ class Pipeline:
             tenant: On whose behalf.
             library: Only this library.
             document_ids: Only these documents.
+            history: Earlier turns, oldest first, of a caller who keeps the conversation; without a thread only.
             budget: What the run may spend.
 
         Raises:
@@ -109,10 +111,10 @@ class Pipeline:
         if thread_id is not None:
             thread_key(tenant, thread_id)
             self._kept()
-        return self._events(question, thread_id, context)
+        return self._events(question, thread_id, context, () if thread_id else tuple(history))
 
     async def _events(
-        self, question: str, thread_id: str | None, context: RunContext
+        self, question: str, thread_id: str | None, context: RunContext, history: tuple[ChatTurn, ...]
     ) -> AsyncGenerator[RunEvent, None]:
         run = Run(
             self.graph if thread_id is not None else self._unkept,
@@ -121,6 +123,7 @@ class Pipeline:
             replace(context, started=time.monotonic()),
             thread_id,
             self._threads,
+            history,
         )
         task = asyncio.create_task(run.drive(), name=f"graft-run-{context.run_id}")
         self._running[context.run_id] = (context.tenant, task)
@@ -144,6 +147,7 @@ class Pipeline:
         tenant: str = DEFAULT_TENANT,
         library: str | None = None,
         document_ids: Sequence[str] = (),
+        history: Sequence[ChatTurn] = (),
         budget: Budget | None = None,
     ) -> RunResult:
         """Return the result of one run; arguments and errors as `run`."""
@@ -153,6 +157,7 @@ class Pipeline:
             tenant=tenant,
             library=library,
             document_ids=document_ids,
+            history=history,
             budget=budget,
         )
         result: RunResult | None = None

@@ -46,6 +46,7 @@ class Run:
         context: RunContext,
         thread_id: str | None,
         threads: ThreadStore | None,
+        history: tuple[ChatTurn, ...] = (),
     ) -> None:
         """Prepare; `drive` does the work.
 
@@ -56,12 +57,14 @@ class Run:
             context: What the nodes get.
             thread_id: Thread to continue; None for a run that is not kept.
             threads: Keeps threads; needed with `thread_id`.
+            history: Earlier turns of a run that is not kept.
         """
         self.events: asyncio.Queue[RunEvent] = asyncio.Queue()
         """Everything emitted so far and not yet read."""
         self._graph = graph
         self._name = name
         self._question = question
+        self._history = history
         self._context = context
         self._thread_id = thread_id
         self._threads = threads if thread_id is not None else None
@@ -122,7 +125,7 @@ class Run:
             "max_concurrency": budget.max_parallel,
         }
         stream = self._graph.astream(
-            {"question": self._question},
+            {"question": self._question, "turns": list(self._history)},
             limits,
             context=self._context,
             stream_mode=["tasks", "custom", "values"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Required, TypedDict
+from typing import Annotated, Literal, NotRequired, Required, TypedDict
 
 from langgraph.channels import UntrackedValue
 from langgraph.managed import RemainingSteps
@@ -110,6 +110,9 @@ class RagInput(TypedDict):
     """What a caller gives a graph."""
 
     question: str
+    """The user's words."""
+    turns: NotRequired[Annotated[list[ChatTurn], operator.add]]
+    """Earlier turns that no thread holds."""
 
 
 class RagState(TypedDict, total=False):

@@ -41,6 +41,10 @@ class PlatformStatus:
     """Id of the release that answers; None while it is not known."""
     parts: tuple[Part, ...]
     """Every part."""
+    graphs: tuple[str, ...]
+    """Names of the graphs that can be run."""
+    max_document_bytes: int
+    """Largest file that is accepted."""
     url: str | None = None
     """Address of the server; None without one."""
 
@@ -53,7 +57,7 @@ class PlatformStatus:
 class RunClient(Protocol):
     """Runs one graph: `agents.Pipeline` here, or the same calls on a remote platform."""
 
-    def stream(
+    def run(
         self,
         question: str,
         *,
@@ -115,6 +119,11 @@ class Backend(Protocol):
     @property
     def generator(self) -> Generator:
         """Return the language model."""
+        ...
+
+    @property
+    def max_document_bytes(self) -> int:
+        """Return the largest file that is accepted."""
         ...
 
     def pipeline(self, graph: str) -> RunClient:

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Self
 from graft.backend import Part, PlatformStatus
 from graft.config import REPOSITORY, GraftConfig
 from graft.errors import ConfigError, StartError
+from graft.folders import document_files
 from graft.releases import Release, ReleaseLedger
 from graft.running import only_platform
 from graft.stages import OnStage, Stage, stage
-from retrieval.files import find_files, read_file
-from retrieval.types import DEFAULT_TENANT, Document, DocumentState
+from retrieval.files import read_file
+from retrieval.types import DEFAULT_TENANT, DocumentState
 
 if TYPE_CHECKING:
     from agents.pipeline import Pipeline
     from retrieval.actor import ActorRetrieval
+    from retrieval.types import EmbedderInfo
     from serving.actor import ActorGenerator
     from serving.types import GeneratorInfo
-
-logger = logging.getLogger(__name__)
 
 NAMESPACE = "graft"
 """Ray namespace of every actor of ours."""
@@ -51,8 +51,8 @@ class Platform:
         self._url = url
         self._retrieval: ActorRetrieval | None = None
         self._generator: ActorGenerator | None = None
+        self._embedder: EmbedderInfo | None = None
         self._pipelines: dict[str, Pipeline] = {}
-        self._sample_documents: list[Document] = []
         self.release: str | None = None
         """Id of the release that answers; None without a generator."""
 
@@ -109,13 +109,11 @@ class Platform:
             else:
                 done.message = "using the Ray this process is attached to"
 
-    def _init_ray(self) -> None:
+    def _init_ray(self) -> bool:
         import ray
 
         if ray.is_initialized():
-            raise StartError(
-                "this process already uses Ray; call ray.shutdown() first, or use Graft.connect()"
-            )
+            return False
         settings = self.config.ray
         local = (
             {}
@@ -145,19 +143,23 @@ class Platform:
         ray.shutdown()
 
     async def _start_retrieval(self, report: OnStage, stack: AsyncExitStack) -> None:
-        from retrieval.actor import start_retrieval
+        from retrieval.actor import ActorEmbedder, ActorRetrieval
 
+        config = self.config.retrieval
         with stage(report, "retrieval", "loading the embedder and opening the index") as done:
-            self._retrieval = start_retrieval(
-                self.config.retrieval,
+            options = {"num_cpus": 0, "resources": _placement("graft_index")}
+            self._retrieval = ActorRetrieval.start(
                 self.config.home / "index",
+                config,
                 namespace=NAMESPACE,
-                resources=_placement("graft_index"),
+                num_threads=config.embed_threads or os.cpu_count() or 1,
+                embedder_options=options,
+                shard_options=options,
             )
-            stack.push_async_callback(self._retrieval.stop)
+            stack.push_async_callback(self._retrieval.aclose)
             await self._retrieval.ready()
-            info = await self._retrieval.info()
-            done.message = f"embedder {info.model_id} with {info.dim} dimensions, index open"
+            self._embedder = await ActorEmbedder(self._retrieval.embedder, config).info()
+            done.message = f"embedder {self._embedder.model_id} ({self._embedder.dim} dimensions), index open"
         if self.config.sample_library:
             await self._ingest_samples(report)
 
@@ -167,18 +169,23 @@ class Platform:
         retrieval = self._retrieval
         if retrieval is None or not folder.is_dir():
             return
-        paths = find_files(folder)
+        paths = document_files(folder)
         with stage(report, "library", f"reading the sample library, {len(paths)} documents") as done:
             added = [
-                await retrieval.add(path.name, read_file(path), library=SAMPLE_LIBRARY, tenant=DEFAULT_TENANT)
+                await retrieval.add(
+                    path.name,
+                    read_file(path, self.max_document_bytes),
+                    library=SAMPLE_LIBRARY,
+                    tenant=DEFAULT_TENANT,
+                )
                 for path in paths
             ]
-            self._sample_documents = await retrieval.wait_ready(
+            documents = await retrieval.wait_ready(
                 [document.document_id for document in added],
                 timeout_s=SAMPLE_TIMEOUT_S,
                 tenant=DEFAULT_TENANT,
             )
-            ready = sum(document.state is DocumentState.READY for document in self._sample_documents)
+            ready = sum(document.state is DocumentState.READY for document in documents)
             done.message = f"{ready} of {len(added)} sample documents are ready"
 
     async def _start_generator(self, report: OnStage, stack: AsyncExitStack) -> None:
@@ -199,12 +206,12 @@ class Platform:
             done.message = f"{info.model_id} answers, context of {info.max_model_len:,} tokens"
 
     async def _open_pipelines(self, stack: AsyncExitStack) -> None:
-        from agents.checkpoints import open_checkpoints
+        from agents.checkpoints import open_threads
         from agents.graphs import GRAPHS
         from agents.pipeline import Pipeline
 
-        checkpoints = await stack.enter_async_context(
-            open_checkpoints(self.config.home / "threads.sqlite", ttl_s=self.config.agents.thread_ttl_s)
+        threads = await stack.enter_async_context(
+            open_threads(self.config.home / "threads.sqlite", ttl_s=self.config.agents.thread_ttl_s)
         )
         info = await self.generator.info()
         self.release = await self._ensure_release(info)
@@ -213,7 +220,7 @@ class Platform:
                 name,
                 retriever=self.retriever,
                 generator=self.generator,
-                checkpoints=checkpoints,
+                threads=threads,
                 config=self.config.agents,
                 release=self.release,
             )
@@ -222,13 +229,15 @@ class Platform:
 
     async def _ensure_release(self, model: GeneratorInfo) -> str:
         """Return the id of the release made of what runs now, and make it current."""
+        from retrieval.shard import index_version_of
         from serving.prompt import CHAT_SYSTEM, RAG_SYSTEM, TURN_END, TURN_START
 
-        embedder = await self.retriever.info()
+        if self._embedder is None:
+            raise StartError("a release needs the embedder; start the platform with all parts")
         prompts = "\n".join((RAG_SYSTEM, CHAT_SYSTEM, TURN_START, TURN_END))
         release = Release(
-            embedder_hash=embedder.model_hash,
-            index_version=await self.retriever.index_version(),
+            embedder_hash=self._embedder.model_hash,
+            index_version=index_version_of(self._embedder, self.config.retrieval),
             model_hash=model.model_hash,
             tokenizer_hash=model.tokenizer_hash,
             prompt_hash=hashlib.sha256(prompts.encode()).hexdigest()[:16],
@@ -239,6 +248,11 @@ class Platform:
         if (current := ledger.current()) != release.id:
             ledger.swap(current, release.id)
         return release.id
+
+    @property
+    def max_document_bytes(self) -> int:
+        """Return the largest file that is accepted."""
+        return self.config.retrieval.max_document_bytes
 
     @property
     def retriever(self) -> ActorRetrieval:
@@ -280,7 +294,9 @@ class Platform:
     async def status(self) -> PlatformStatus:
         """Return what runs; a part that does not answer in time is `failed`."""
         parts = await asyncio.gather(self._retrieval_part(), self._generator_part())
-        return PlatformStatus(version("graft"), self.release, tuple(parts), self._url)
+        return PlatformStatus(
+            version("graft"), self.release, tuple(parts), self.graphs(), self.max_document_bytes, self._url
+        )
 
     async def _retrieval_part(self) -> Part:
         if self._retrieval is None:

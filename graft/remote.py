@@ -185,7 +185,7 @@ class _RemoteRunner:
 
         return build(self._name).compile(name=self._name)
 
-    async def stream(
+    async def run(
         self,
         question: str,
         *,
@@ -210,7 +210,7 @@ class _RemoteRunner:
 
     async def invoke(self, question: str, **kwargs: Any) -> RunResult:
         result: RunResult | None = None
-        async for event in self.stream(question, **kwargs):
+        async for event in self.run(question, **kwargs):
             if isinstance(event, RunFinished):
                 result = event.result
         if result is None:
@@ -232,9 +232,10 @@ class _RemoteRunner:
 class RemotePlatform:
     """A `Backend` over HTTP."""
 
-    def __init__(self, http: _Http, graphs: tuple[str, ...]) -> None:
+    def __init__(self, http: _Http, status: PlatformStatus) -> None:
         self._http = http
-        self._graphs = graphs
+        self._graphs = status.graphs
+        self.max_document_bytes = status.max_document_bytes
         self.retriever = _RemoteRetriever(http)
         self.store = _RemoteStore(http)
         self.generator = _RemoteGenerator(http)
@@ -261,14 +262,11 @@ class RemotePlatform:
         )
         http = _Http(client)
         try:
-            models = (await http.call("GET", "/v1/models")).json()["data"]
+            status = from_json(PlatformStatus, (await http.call("GET", "/v1/status")).json())
         except BaseException:
             await client.aclose()
             raise
-        graphs = tuple(
-            item["id"].removeprefix("graft/") for item in models if item["id"].startswith("graft/")
-        )
-        return cls(http, graphs)
+        return cls(http, status)
 
     def graphs(self) -> tuple[str, ...]:
         """Return the names of the platform's graphs."""

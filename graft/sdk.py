@@ -14,8 +14,9 @@ from agents.budget import Budget
 from agents.events import RunEvent
 from agents.state import ChatTurn, RunResult, ThreadInfo
 from graft.backend import Backend, PlatformStatus, RunClient
+from graft.folders import document_files
 from graft.twin import async_stream, async_twin, sync_stream, sync_twin
-from retrieval.files import find_files, read_file
+from retrieval.files import read_file
 from retrieval.types import (
     DEFAULT_LIBRARY,
     DEFAULT_TENANT,
@@ -98,7 +99,7 @@ class AsyncPipeline:
 
         Closing the iterator cancels the run down to the engine.
         """
-        return self._runner.stream(
+        return self._runner.run(
             question,
             thread_id=thread_id,
             library=library,
@@ -258,9 +259,9 @@ class AsyncGraft:
         """
         roots = [paths] if isinstance(paths, str | Path) else list(paths)
         added = [
-            await self.add(path.name, read_file(path), library=library)
+            await self.add(path.name, read_file(path, self._backend.max_document_bytes), library=library)
             for root in roots
-            for path in find_files(Path(root))
+            for path in document_files(Path(root))
         ]
         if timeout_s is None:
             return added

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from agents.errors import AgentError, InvalidQuestion, UnknownGraph, UnknownThread
+from agents.errors import AgentError, InvalidQuestion, InvalidThread, UnknownGraph, UnknownThread
 from agents.events import EVENT_TYPES, RunEvent
 from agents.state import Citation, RunResult
 from graft.errors import AccessDenied, ConfigError, GraftError, RemoteError
@@ -38,6 +38,7 @@ STATUS: dict[type[Exception], int] = {
     ConfigError: 400,
     InvalidSearch: 400,
     InvalidQuestion: 400,
+    InvalidThread: 400,
     InvalidGeneration: 400,
     PromptTooLong: 400,
     InvalidDocument: 422,
