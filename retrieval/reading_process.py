@@ -1,0 +1,124 @@
+"""The process that opens untrusted files: `python -m retrieval.reading_process` (started by `reading.py`).
+
+It reads requests from stdin and answers on stdout, one at a time. A frame is an 8-byte big-endian length, a
+JSON header of that length, then `header["num_bytes"]` raw bytes. It holds no secrets, writes no files, limits
+its own memory, and ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from retrieval.chunking import Chunker
+from retrieval.config import RetrievalConfig
+from retrieval.errors import UnreadableDocument
+from retrieval.readers import read
+from retrieval.types import DocumentText
+
+_LENGTH_BYTES = 8
+
+
+def send(stream: BinaryIO, header: dict[str, Any], body: bytes = b"") -> None:
+    """Write one frame."""
+    head = json.dumps({**header, "num_bytes": len(body)}).encode()
+    stream.write(len(head).to_bytes(_LENGTH_BYTES, "big") + head)
+    stream.write(body)
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+    """Return the next frame, or None at the end of the stream."""
+    prefix = stream.read(_LENGTH_BYTES)
+    if len(prefix) < _LENGTH_BYTES:
+        return None
+    length = int.from_bytes(prefix, "big")
+    head = stream.read(length)
+    if len(head) < length:
+        return None
+    header = json.loads(head)
+    body = stream.read(header["num_bytes"])
+    return (header, body) if len(body) == header["num_bytes"] else None
+
+
+class Reader:
+    """Answers `read` and `chunk`; keeps the last document's text between the two."""
+
+    def __init__(self, config: RetrievalConfig, tokenizer_file: Path) -> None:
+        self._config = config
+        self._tokenizer_file = tokenizer_file
+        self._chunker: Chunker | None = None
+        self._name = ""
+        self._document = DocumentText("")
+
+    def answer(self, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        """Return the answer's header and body."""
+        try:
+            if header["op"] == "read":
+                self._name = header["name"]
+                media_type, self._document = read(self._name, body, self._config)
+                return (
+                    {"media_type": media_type, "page_starts": self._document.page_starts},
+                    self._document.text.encode(),
+                )
+            return {"chunks": self._spans()}, b""
+        except UnreadableDocument as error:
+            return {"error": str(error)}, b""
+        except (MemoryError, RecursionError) as error:
+            limit = self._config.read_memory_bytes
+            return {
+                "error": f"'{self._name}' needs more than read_memory_bytes={limit:,} to read "
+                f"({type(error).__name__}); split the file or raise the limit",
+                "last": True,
+            }, b""
+
+    def _spans(self) -> list[tuple[int, int, int | None]]:
+        if self._chunker is None:
+            self._chunker = Chunker(self._tokenizer_file, self._config)
+        chunks = self._chunker.chunks(self._document)
+        limit = self._config.max_document_chunks
+        if len(chunks) > limit:
+            raise UnreadableDocument(
+                f"'{self._name}' makes {len(chunks):,} chunks, above max_document_chunks={limit:,}; "
+                "split the file or raise the limit"
+            )
+        return [(chunk.start, chunk.end, chunk.page) for chunk in chunks]
+
+
+def main() -> None:
+    """Serve until stdin closes."""
+    # A private copy of stdout: a parser that prints must not break the framing.
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    opening = receive(sys.stdin.buffer)
+    if opening is None:
+        return
+    settings = opening[0]
+    config = RetrievalConfig(**settings["config"])
+    _limit_self(config)
+    reader = Reader(config, Path(settings["tokenizer_file"]))
+    while (request := receive(sys.stdin.buffer)) is not None:
+        # Should the parent die meanwhile, nobody is left to stop a parser that hangs.
+        signal.setitimer(signal.ITIMER_REAL, config.read_timeout_s + 5)
+        header, body = reader.answer(*request)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        send(replies, header, body)
+        if header.get("last"):
+            return
+
+
+def _limit_self(config: RetrievalConfig) -> None:
+    try:
+        import resource
+    except ImportError:  # Not on Windows; the time limit still holds there.
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (config.read_memory_bytes, config.read_memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+if __name__ == "__main__":
+    main()
