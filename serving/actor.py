@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any, cast
 
 import ray
 
@@ -143,4 +144,4 @@ def start_generator(
         )
         .remote(config)
     )
-    return ActorGenerator(actor)
+    return ActorGenerator(cast(Any, actor))

@@ -1,0 +1,77 @@
+"""vLLM's synchronous engine in this process, behind the few calls `InprocDriver` makes."""
+
+from __future__ import annotations
+
+import os
+
+from vllm.engine.arg_utils import EngineArgs
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.core_client import InprocClient
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from serving import vllm_values
+from serving.config import ServingConfig
+from serving.driver import EngineLoad, EngineOutput, EngineRequest
+
+
+class VllmEngine:
+    """Wraps `LLMEngine`; every call comes from one thread.
+
+    Args:
+        config: Settings of the engine.
+        folder: The model's folder.
+    """
+
+    def __init__(self, config: ServingConfig, folder: str) -> None:
+        # Read when the engine is made; this process belongs to it.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_bytes
+        vllm_values.register_architecture(folder)
+        arguments = vllm_values.engine_arguments(config, folder, on_gpu=False)
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self._engine_ids: dict[str, str] = {}
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            ValueError: vLLM refuses it.
+        """
+        self._engine_ids[request.request_id] = self._engine.add_request(
+            request.request_id,
+            vllm_values.engine_prompt(request),
+            vllm_values.sampling_params(request),
+            priority=request.priority,
+        )
+
+    def abort(self, request_id: str) -> str:
+        """Drop a request and return the text held back for a stop string that did not come."""
+        engine_id = self._engine_ids.pop(request_id)
+        state = self._engine.output_processor.request_states.get(engine_id)
+        text = state.detokenizer.get_next_output_text(True, True) if state and state.detokenizer else ""
+        self._engine.abort_request([engine_id], internal=True)
+        return text
+
+    def step(self) -> list[tuple[str, EngineOutput]]:
+        """Run one batch and return new output by request id."""
+        outputs: list[tuple[str, EngineOutput]] = []
+        for output in self._engine.step():
+            assert isinstance(output, RequestOutput)
+            if output.finished:
+                self._engine_ids.pop(output.request_id, None)
+            outputs.append((output.request_id, vllm_values.engine_output(output)))
+        return outputs
+
+    def busy(self) -> bool:
+        """Return whether any request is unfinished."""
+        return self._engine.has_unfinished_requests()
+
+    def load(self) -> EngineLoad:
+        """Return what the scheduler is working on."""
+        client = self._engine.engine_core
+        assert isinstance(client, InprocClient)
+        return EngineLoad(*client.engine_core.scheduler.get_request_counts())
+
+    def close(self) -> None:
+        """Free the model."""
+        self._engine.engine_core.shutdown()
