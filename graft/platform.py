@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from contextlib import AsyncExitStack
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from graft.backend import Part, PlatformStatus
 from graft.config import REPOSITORY, GraftConfig
@@ -89,9 +89,7 @@ class Platform:
                 starts.append(platform._start_retrieval(report, stack))
             if "generator" in wanted:
                 starts.append(platform._start_generator(report, stack))
-            async with asyncio.TaskGroup() as group:
-                for start in starts:
-                    group.create_task(start)
+            await _all(starts)
             if wanted == set(ALL_PARTS):
                 await platform._open_pipelines(stack)
             platform._closing = stack.pop_all()
@@ -327,6 +325,16 @@ class Platform:
     async def aclose(self) -> None:
         """Stop every actor and the local Ray; a given Ray cluster keeps running."""
         await self._closing.aclose()
+
+
+async def _all(starts: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run the starts side by side; the first error ends the others and is raised by itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for start in starts:
+                group.create_task(start)
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 def _unavailable() -> tuple[type[Exception], ...]:

@@ -48,13 +48,22 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(config: GraftConfig, access: Access, listener: socket.socket, on_stage: OnStage) -> None:
+async def _serve(config: GraftConfig, access: Access, listener: socket.socket, report: OnStage) -> None:
     from graft.sdk import AsyncGraft
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+
+    def own_signals() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+
+    def on_stage(at: Stage) -> None:
+        if at.name == "ray":
+            own_signals()  # Ray puts a handler of its own on SIGTERM when it starts.
+        report(at)
+
+    own_signals()
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     starting = asyncio.create_task(AsyncGraft.up(config, on_stage=on_stage, url=url))
