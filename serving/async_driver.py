@@ -88,6 +88,7 @@ class AsyncDriver:
         return stream
 
     async def _pump(self, engine: AsyncLLM, request: EngineRequest, stream: OutputStream) -> None:
+        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         from serving import vllm_values
@@ -101,7 +102,7 @@ class AsyncDriver:
             )
             async for output in outputs:
                 stream.put(vllm_values.engine_output(output))
-        except ValueError as error:  # what vLLM raises for a request it will not take
+        except (VLLMClientError, ValueError) as error:
             stream.fail(InvalidGeneration(f"The engine refused the request: {error}"))
         except asyncio.CancelledError:
             stream.fail(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import uuid
 from collections.abc import AsyncGenerator
@@ -29,6 +30,10 @@ LONG_PROMPT_CHARS = 20_000
 """Longer prompts are encoded off the event loop, so that others keep streaming."""
 ABORT_GRACE_S = 2.0
 """Longest wait for the engine to hand over what it holds of a request past its deadline."""
+MAX_SEED = 2**63 - 1
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_PRIORITY = 1_000_000
 RETRY_AFTER_S = (0.5, 60.0)
 """Bounds of `Overloaded.retry_after_s`."""
 
@@ -106,16 +111,16 @@ class LocalGenerator:
         """
         accepted_s = asyncio.get_running_loop().time()
         driver = self._ready_driver()
+        _check_request(request)
         self._check_queue()
         request_id = self._claim(request.request_id)
         reason: FinishReason | None = None
         usage = TokenUsage()
-        submitted = False
+        stream: OutputStream | None = None
         try:
-            engine_request = await self._engine_request(request, request_id)
+            engine_request = await self._engine_request(request)
             usage = TokenUsage(prompt_tokens=len(engine_request.token_ids))
             stream = driver.submit(engine_request)
-            submitted = True
             deadline_s = request.deadline_s or self.config.default_deadline_s
             reader = _DeadlineReader(driver, stream, accepted_s + deadline_s if deadline_s else None)
             while reason is None:
@@ -137,9 +142,9 @@ class LocalGenerator:
             raise
         finally:
             self._active.discard(request_id)
-            if submitted:
+            if stream is not None:
                 if reason in (None, "cancelled"):
-                    driver.abort(request_id)
+                    driver.abort(stream.request_id)
                 self._metrics.ended(reason, usage, asyncio.get_running_loop().time() - accepted_s)
 
     def _ready_driver(self) -> Driver:
@@ -172,7 +177,7 @@ class LocalGenerator:
         self._active.add(request_id)
         return request_id
 
-    async def _engine_request(self, request: GenerateRequest, request_id: str) -> EngineRequest:
+    async def _engine_request(self, request: GenerateRequest) -> EngineRequest:
         token_ids = await self._encode(request.prompt)
         limit = self.config.max_model_len
         if not token_ids:
@@ -185,18 +190,24 @@ class LocalGenerator:
             )
         max_tokens = min(request.sampling.max_tokens, limit - len(token_ids))
         return EngineRequest(
-            request_id=request_id,
+            request_id=uuid.uuid4().hex,
             token_ids=token_ids,
             sampling=replace(request.sampling, max_tokens=max_tokens),
-            cache_salt=f"tenant:{request.tenant}",
+            cache_salt=_tenant_salt(request.tenant),
             priority=request.priority,
         )
 
     async def _encode(self, prompt: Prompt) -> list[int]:
         assert self._tokenizer is not None
-        if sum(len(segment.text) for segment in prompt.segments) > LONG_PROMPT_CHARS:
-            return await asyncio.to_thread(self._tokenizer.encode_prompt, prompt)
-        return self._tokenizer.encode_prompt(prompt)
+        try:
+            if sum(len(segment.text) for segment in prompt.segments) > LONG_PROMPT_CHARS:
+                return await asyncio.to_thread(self._tokenizer.encode_prompt, prompt)
+            return self._tokenizer.encode_prompt(prompt)
+        except UnicodeEncodeError as error:
+            raise InvalidGeneration(
+                f"The prompt holds a lone surrogate ({error}), which is no character; "
+                "decode the text with errors='replace' before sending it."
+            ) from error
 
     async def count_tokens(self, prompt: Prompt) -> int:
         """Return how many tokens the prompt encodes to."""
@@ -231,6 +242,26 @@ class LocalGenerator:
         if self._stopped:
             return GeneratorHealth("stopped")
         return GeneratorHealth("ready" if self._info is not None else "starting")
+
+
+def _check_request(request: GenerateRequest) -> None:
+    """Refuse values that pass the dataclasses' own checks but would hurt the engine."""
+    seed, stop = request.sampling.seed, request.sampling.stop
+    if seed is not None and not 0 <= seed <= MAX_SEED:
+        raise InvalidGeneration(f"seed must be in [0, {MAX_SEED}], got {seed}")
+    if len(stop) > MAX_STOPS:
+        raise InvalidGeneration(f"at most {MAX_STOPS} stop strings are allowed, got {len(stop)}")
+    for text in stop:
+        if not 1 <= len(text) <= MAX_STOP_CHARS:
+            raise InvalidGeneration(
+                f"a stop string must have 1 to {MAX_STOP_CHARS} characters, got {len(text)}; shorten it"
+            )
+    if abs(request.priority) > MAX_PRIORITY:
+        raise InvalidGeneration(f"priority must be within +-{MAX_PRIORITY}, got {request.priority}")
+
+
+def _tenant_salt(tenant: str) -> str:
+    return hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class _DeadlineReader:

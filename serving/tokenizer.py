@@ -68,13 +68,21 @@ class ModelTokenizer:
                 )
 
     def encode(self, text: str, *, trusted: bool) -> list[int]:
-        """Return token ids; control tokens keep their meaning only in trusted text."""
+        """Return token ids; control tokens keep their meaning only in trusted text.
+
+        Raises:
+            UnicodeEncodeError: The text holds a lone surrogate.
+        """
         encode = self._encode if len(text) > MAX_CACHED_CHARS else self._encode_cached
         return list(encode(text, trusted))
 
     def _encode(self, text: str, trusted: bool) -> tuple[int, ...]:
         tokenizer = self._trusted if trusted else self._inert
-        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+        try:
+            return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+        except TypeError:
+            text.encode("utf-8")  # says which character is none
+            raise
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Return the token ids of a prompt, segment by segment."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from vllm.engine.arg_utils import EngineArgs
+from vllm.exceptions import VLLMClientError
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.engine.llm_engine import LLMEngine
@@ -37,12 +38,15 @@ class VllmEngine:
         Raises:
             ValueError: vLLM refuses it.
         """
-        self._engine_ids[request.request_id] = self._engine.add_request(
-            request.request_id,
-            vllm_values.engine_prompt(request),
-            vllm_values.sampling_params(request),
-            priority=request.priority,
-        )
+        try:
+            self._engine_ids[request.request_id] = self._engine.add_request(
+                request.request_id,
+                vllm_values.engine_prompt(request),
+                vllm_values.sampling_params(request),
+                priority=request.priority,
+            )
+        except VLLMClientError as error:
+            raise ValueError(str(error)) from error
 
     def abort(self, request_id: str) -> str:
         """Drop a request and return the text held back for a stop string that did not come."""

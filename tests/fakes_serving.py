@@ -1,0 +1,159 @@
+"""A generator that writes what it is told and keeps every promise of the `Generator` protocol.
+
+The contract suite runs over it and over the real engine, so that it cannot lie about one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Callable
+
+from serving.errors import GeneratorUnavailable, InvalidGeneration, Overloaded, PromptTooLong
+from serving.types import (
+    FinishReason,
+    GeneratedChunk,
+    GenerateRequest,
+    GeneratorInfo,
+    GeneratorStats,
+    Prompt,
+    TokenUsage,
+)
+
+BLOCK_SIZE = 32
+"""Cached tokens come in whole blocks, as in the engine."""
+
+
+class ScriptedGenerator:
+    """Streams a script; one character is one token.
+
+    Args:
+        script: The text to write, or a function from request to text.
+        max_model_len: Context window in tokens.
+        max_num_seqs: Requests served at once; the others wait.
+        max_queued_requests: Requests that may wait.
+        token_delay_s: Seconds per token.
+    """
+
+    def __init__(
+        self,
+        script: str | Callable[[GenerateRequest], str],
+        *,
+        max_model_len: int = 2048,
+        max_num_seqs: int = 32,
+        max_queued_requests: int = 256,
+        token_delay_s: float = 0.0,
+    ) -> None:
+        self.script = script
+        self.max_model_len = max_model_len
+        self.max_num_seqs = max_num_seqs
+        self.max_queued_requests = max_queued_requests
+        self.token_delay_s = token_delay_s
+        self.requests: list[GenerateRequest] = []
+        """Every request accepted, in order."""
+        self.failure: str | None = None
+        """Set it to make the generator die: requests under way and new ones fail with it."""
+        self._active: set[str] = set()
+        self._num_running = 0
+        self._slots = asyncio.Semaphore(max_num_seqs)
+        self._cached: dict[str, list[str]] = {}
+        self._num_finished = 0
+        self._num_cancelled = 0
+        self._usage = TokenUsage()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GeneratedChunk]:
+        """Stream the script's text for one request."""
+        clock = asyncio.get_running_loop().time
+        ends_at = None if request.deadline_s is None else clock() + request.deadline_s
+        request_id = self._accept(request)
+        usage = TokenUsage(prompt_tokens=len(request.prompt.text))
+        reason: FinishReason | None = "cancelled"
+        text, natural = self._text(request, usage.prompt_tokens)
+        holds_slot = False
+        try:
+            try:
+                async with asyncio.timeout_at(ends_at):
+                    await self._slots.acquire()
+                holds_slot = True
+                self._num_running += 1
+                usage = TokenUsage(usage.prompt_tokens, self._reuse(request), 0)
+                for character in text:
+                    async with asyncio.timeout_at(ends_at):
+                        await asyncio.sleep(self.token_delay_s)
+                    self._check_alive()
+                    usage += TokenUsage(completion_tokens=1)
+                    yield GeneratedChunk(character, (ord(character),))
+                reason = natural
+            except TimeoutError:
+                reason = "deadline"
+            except GeneratorUnavailable:
+                reason = None
+                raise
+            yield GeneratedChunk("", (), reason, usage)
+        finally:
+            if holds_slot:
+                self._slots.release()
+                self._num_running -= 1
+            self._active.discard(request_id)
+            self._usage += usage
+            self._num_finished += reason in ("stop", "length")
+            self._num_cancelled += reason in ("cancelled", "deadline")
+
+    def _accept(self, request: GenerateRequest) -> str:
+        self._check_alive()
+        num_waiting = len(self._active) - self.max_num_seqs
+        if num_waiting >= self.max_queued_requests:
+            raise Overloaded(f"{num_waiting} requests wait, the limit is {self.max_queued_requests}", 0.5)
+        if request.request_id in self._active:
+            raise InvalidGeneration(f"Request id {request.request_id!r} is under way already")
+        num_tokens = len(request.prompt.text)
+        if num_tokens >= self.max_model_len:
+            raise PromptTooLong(
+                f"The prompt has {num_tokens} tokens and the context window {self.max_model_len}; shorten it"
+            )
+        request_id = request.request_id or uuid.uuid4().hex
+        self._active.add(request_id)
+        self.requests.append(request)
+        return request_id
+
+    def _check_alive(self) -> None:
+        if self.failure is not None:
+            raise GeneratorUnavailable(self.failure)
+
+    def _text(self, request: GenerateRequest, prompt_tokens: int) -> tuple[str, FinishReason]:
+        text = self.script if isinstance(self.script, str) else self.script(request)
+        limit = min(request.sampling.max_tokens, self.max_model_len - prompt_tokens)
+        stops = [at for stop in request.sampling.stop if 0 <= (at := text.find(stop)) <= limit]
+        if stops:
+            return text[: min(stops)], "stop"
+        return (text[:limit], "length") if len(text) >= limit else (text, "stop")
+
+    def _reuse(self, request: GenerateRequest) -> int:
+        text = request.prompt.text
+        cached = 0
+        for earlier in self._cached.setdefault(request.tenant, []):
+            shared = next((i for i, (a, b) in enumerate(zip(text, earlier, strict=False)) if a != b), None)
+            shared = min(len(text), len(earlier)) if shared is None else shared
+            cached = max(cached, min(shared, len(text) - 1) // BLOCK_SIZE * BLOCK_SIZE)
+        self._cached[request.tenant].append(text)
+        return cached
+
+    async def count_tokens(self, prompt: Prompt) -> int:
+        """Return the prompt's length in characters."""
+        return len(prompt.text)
+
+    async def info(self) -> GeneratorInfo:
+        """Return what it calls itself."""
+        return GeneratorInfo("scripted", "0" * 16, "0" * 16, self.max_model_len)
+
+    async def stats(self) -> GeneratorStats:
+        """Return the load now and the totals."""
+        return GeneratorStats(
+            num_running=self._num_running,
+            num_waiting=len(self._active) - self._num_running,
+            num_finished=self._num_finished,
+            num_cancelled=self._num_cancelled,
+            prompt_tokens=self._usage.prompt_tokens,
+            cached_tokens=self._usage.cached_tokens,
+            completion_tokens=self._usage.completion_tokens,
+        )
