@@ -1,9 +1,9 @@
 """Retrieval as Ray actors: one embedder, one shard, and the client that makes them a `Retriever`.
 
 The actors hold the same plain classes a single process uses. The client sends a batch as one call to the
-embedder whose result goes straight to the shard (one wait, two hops), and answers a dead actor with one retry
-after its restart, then with `IndexUnavailable`: never with an empty list. The only file of retrieval
-that loads ray.
+embedder whose result goes straight to the shard (one wait, two hops), and waits out an actor's
+restart; one that stays away is `IndexUnavailable`, never an empty list. The only file of retrieval that
+loads ray.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from retrieval.config import PACKAGED_EMBEDDER, RetrievalConfig
 from retrieval.embedding import SentenceTransformerEmbedder
@@ -39,6 +39,7 @@ from retrieval.types import (
 EMBEDDER_NAME = "retrieval-embedder"
 SHARD_NAME = "retrieval-shard-0"
 MAX_CONCURRENCY = 256
+_RESTART_POLL_S = 0.1
 _WAIT_MARGIN_S = 5.0
 """How much longer than the caller's patience the client waits for the actor to say so itself."""
 
@@ -134,7 +135,9 @@ class IndexShardActor:
 
 
 async def _answer(what: str, timeout_s: float, call: Any) -> Any:
-    """Return the answer of an actor call, made again once if its actor dies; raise our own errors.
+    """Return the answer of an actor call, repeated while its actor restarts; raise our own errors.
+
+    A call whose actor died under it may have run; all of ours give the same result when run again.
 
     Args:
         what: Names the actor in messages.
@@ -142,36 +145,33 @@ async def _answer(what: str, timeout_s: float, call: Any) -> Any:
         call: Makes the call and returns its reference.
     """
     deadline = time.monotonic() + timeout_s
-    for attempt in (1, 2):
+    died: RayActorError | None = None
+    while True:
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 return await call()
         except RayTaskError as error:
             # Ray wraps what the actor raised; the caller gets the error itself.
-            cause = error.cause
-            while isinstance(cause, RayTaskError):
-                cause = cause.cause
-            if isinstance(cause, RayActorError):
-                died = cause
-            else:
-                raise cause from None
+            if not isinstance(error.cause, RayActorError):
+                raise error.cause from None
+            died = error.cause
         except RayActorError as error:
             died = error
         except TimeoutError as error:
             raise IndexUnavailable(
-                f"{what} did not answer within call_timeout_s={timeout_s:g}; it may be starting or busy: "
+                f"{what} did not answer within {timeout_s:g} s (call_timeout_s); it may be starting or busy: "
                 "try again, or look at its log with `ray logs`"
-            ) from error
+            ) from (died or error)
         except RayError as error:
             raise IndexUnavailable(
                 f"{what} could not be reached ({error}); check the cluster with `ray status`"
             ) from error
-        if attempt == 2:
+        if not isinstance(died, ActorUnavailableError):
             raise IndexUnavailable(
                 f"{what} died and did not come back ({type(died).__name__}); nothing acknowledged is lost: "
                 "restart the platform"
             ) from died
-    raise AssertionError("unreachable")
+        await asyncio.sleep(_RESTART_POLL_S)
 
 
 def _actor(name: str, namespace: str) -> Any:

@@ -31,6 +31,7 @@ class Chunker:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._max_chars = config.max_chunk_chars
+        self._max_tokens = config.chunk_tokens
         self._splitter = TextSplitter.from_huggingface_tokenizer(
             tokenizer, config.chunk_tokens, overlap=config.chunk_overlap_tokens, trim=True
         )
@@ -43,12 +44,26 @@ class Chunker:
         """Return the chunks in order; together they hold every character that is not space."""
         chunks: list[Chunk] = []
         for offset, piece in self._splitter.chunk_indices(document.text):
-            for start, end in self._windows(offset, offset + len(piece)):
+            for start, end in self._windows(offset, offset + len(piece), document.text):
                 text = document.text[start:end]
                 if not text.isspace():
                     chunks.append(Chunk(len(chunks), text, start, end, document.page_at(start)))
         return chunks
 
-    def _windows(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Cut a stretch into windows of at most `max_chunk_chars`: long unbroken words count as one token."""
-        return [(cut, min(cut + self._max_chars, end)) for cut in range(start, end, self._max_chars)]
+    def _windows(self, start: int, end: int, text: str) -> list[tuple[int, int]]:
+        """Cut a stretch that is too long in characters: a word of 10,000 letters counts as one unknown token.
+
+        Its parts are words the tokenizer may know, of more tokens than the whole, so each is measured again.
+        """
+        if end - start <= self._max_chars:
+            return [(start, end)]
+        windows = []
+        pending = [(cut, min(cut + self._max_chars, end)) for cut in range(start, end, self._max_chars)]
+        while pending:
+            low, high = pending.pop(0)
+            if high - low > 1 and self.num_tokens(text[low:high]) > self._max_tokens:
+                middle = (low + high) // 2
+                pending[:0] = [(low, middle), (middle, high)]
+            else:
+                windows.append((low, high))
+        return windows

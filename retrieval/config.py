@@ -72,7 +72,7 @@ class RetrievalConfig:
     """Most bytes a zipped format may unpack to per stored byte."""
     max_pages: int = 5000
     """Most pages of a PDF."""
-    max_document_chars: int = 20_000_000
+    max_document_chars: int = 8_000_000
     """Most characters of extracted text."""
     max_document_chunks: int = 20_000
     """Most chunks of one document."""

@@ -60,9 +60,7 @@ def read_file(
         with os.fdopen(descriptor, "rb") as file:
             before = os.fstat(descriptor)
             if not stat.S_ISREG(before.st_mode):
-                raise InvalidDocument(
-                    f"'{path}' is not a regular file; give a file, not a folder or a device"
-                )
+                raise _not_a_file(path)
             if before.st_size > max_bytes:
                 raise _too_large(path, before.st_size, max_bytes)
             blocks, num_bytes = [], 0
@@ -76,6 +74,8 @@ def read_file(
         raise InvalidDocument(
             f"'{path}' does not exist or was removed; check the path and try again"
         ) from error
+    except IsADirectoryError as error:
+        raise _not_a_file(path) from error
     except PermissionError as error:
         raise InvalidDocument(f"'{path}' may not be read by this user; change its permissions") from error
     except OSError as error:
@@ -94,6 +94,10 @@ def read_file(
     if num_bytes == 0:
         raise InvalidDocument(f"'{path}' is empty (0 bytes); add a file with text")
     return b"".join(blocks)
+
+
+def _not_a_file(path: Path) -> InvalidDocument:
+    return InvalidDocument(f"'{path}' is not a regular file; give a file, not a folder or a device")
 
 
 def _too_large(path: Path, num_bytes: int, max_bytes: int) -> InvalidDocument:

@@ -24,69 +24,102 @@ _SPACES = re.compile(r"[ \t\r\n\f\v\xa0]+")
 
 
 def html_to_text(html: str) -> str:
-    """Return the readable text of an HTML document."""
+    """Return the readable text of an HTML document, its title first unless a heading repeats it."""
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(html, "lxml")
-    pieces: list[str] = []
-    title = soup.title.get_text(" ", strip=True) if soup.title else ""
-    if title and not _has_heading(soup, title):
-        pieces.append(f"{title}\n\n")
-    _walk(soup, pieces)
-    return _tidy("".join(pieces))
-
-
-def _has_heading(soup: Tag, title: str) -> bool:
+    writer = _Writer()
+    title = _SPACES.sub(" ", soup.title.get_text()).strip() if soup.title else ""
     heading = soup.find("h1")
-    return heading is not None and heading.get_text(" ", strip=True) == title
+    if title and (heading is None or heading.get_text(" ", strip=True) != title):
+        writer.write(title)
+        writer.end_block(2)
+    _walk(soup, writer)
+    return writer.text()
 
 
-def _walk(root: Tag, pieces: list[str]) -> None:
-    """Append the text under `root`; iterative, since hostile pages nest deeper than Python's stack."""
+class _Writer:
+    """Collects text; neighbouring ends of blocks merge into one break of the larger size."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._break = 0
+
+    def end_block(self, num_newlines: int) -> None:
+        self._break = max(self._break, num_newlines)
+
+    def write(self, text: str, *, is_pre: bool = False) -> None:
+        if not is_pre:
+            text = _SPACES.sub(" ", text)
+            if self._break or not self._pieces or self._pieces[-1].endswith((" ", "\n")):
+                text = text.lstrip(" ")
+        if not text:
+            return
+        if self._pieces and self._break:
+            self._pieces[-1] = self._pieces[-1].rstrip(" ")
+            self._pieces.append("\n" * self._break)
+        self._break = 0
+        self._pieces.append(text)
+
+    def write_mark(self, mark: str) -> None:
+        """Write a cell separator, but not where a line begins."""
+        if self._pieces and not self._break:
+            self._pieces[-1] = self._pieces[-1].rstrip(" ")
+            self._pieces.append(mark)
+
+    def text(self) -> str:
+        return "".join(self._pieces).strip()
+
+
+class _End:
+    """Marks on the stack where an element ends."""
+
+    __slots__ = ("is_pre", "num_newlines")
+
+    def __init__(self, num_newlines: int, is_pre: bool) -> None:
+        self.num_newlines = num_newlines
+        self.is_pre = is_pre
+
+
+def _walk(root: Tag, writer: _Writer) -> None:
+    """Write the text under `root`; iterative, since hostile pages nest deeper than Python's stack."""
     from bs4.element import Comment, Declaration, Doctype, NavigableString, ProcessingInstruction, Tag
 
-    skipped = (Comment, Declaration, Doctype, ProcessingInstruction)
-    # The stack holds nodes still to visit and, as plain strings, the breaks that close a visited element.
+    unseen = (Comment, Declaration, Doctype, ProcessingInstruction)
     stack: list[object] = [root]
     pre_depth = 0
     while stack:
         node = stack.pop()
-        if isinstance(node, _Break):
-            pieces.append(node.text)
-            pre_depth -= node.closes_pre
+        if isinstance(node, _End):
+            writer.end_block(node.num_newlines)
+            pre_depth -= node.is_pre
         elif isinstance(node, Tag):
             if node.name in _DROPPED or _is_hidden(node):
                 continue
+            num_newlines = 2 if node.name in _PARAGRAPHS else 1 if node.name in _LINES else 0
+            writer.end_block(num_newlines)
+            if node.name == "li":
+                writer.write("- ")
+            elif node.name in _CELLS:
+                writer.write_mark(" | ")
             is_pre = node.name == "pre"
             pre_depth += is_pre
-            opening, closing = _breaks(node.name)
-            pieces.append(opening)
-            stack.append(_Break(closing, is_pre))
-            stack.extend(reversed(node.contents))
-        elif isinstance(node, NavigableString) and not isinstance(node, skipped):
-            pieces.append(str(node) if pre_depth else _SPACES.sub(" ", node))
+            # The paragraph that is all of a list item or a cell does not break from its mark.
+            children = _unwrapped(node) if node.name == "li" or node.name in _CELLS else node.contents
+            stack.append(_End(num_newlines, is_pre))
+            stack.extend(reversed(children))
+        elif isinstance(node, NavigableString) and not isinstance(node, unseen):
+            writer.write(str(node), is_pre=pre_depth > 0)
 
 
-class _Break:
-    """What to write when an element ends."""
+def _unwrapped(node: Tag) -> list:
+    """Return an element's children, its first paragraph replaced by that paragraph's children."""
+    from bs4.element import Tag
 
-    __slots__ = ("closes_pre", "text")
-
-    def __init__(self, text: str, closes_pre: bool) -> None:
-        self.text = text
-        self.closes_pre = closes_pre
-
-
-def _breaks(name: str) -> tuple[str, str]:
-    if name in _PARAGRAPHS:
-        return "\n\n", "\n\n"
-    if name == "li":
-        return "\n- ", "\n"
-    if name in _LINES:
-        return "\n", "\n" if name != "br" else ""
-    if name in _CELLS:
-        return "", " \t"
-    return "", ""
+    children = [child for child in node.contents if isinstance(child, Tag) or str(child).strip()]
+    if children and isinstance(children[0], Tag) and children[0].name == "p":
+        return [*children[0].contents, *children[1:]]
+    return list(node.contents)
 
 
 def _is_hidden(node: Tag) -> bool:
@@ -94,14 +127,3 @@ def _is_hidden(node: Tag) -> bool:
         return True
     style = str(node.get("style") or "").replace(" ", "").lower()
     return "display:none" in style or "visibility:hidden" in style
-
-
-def _tidy(text: str) -> str:
-    """Strip line ends, separate cells with a bar, and keep at most one empty line."""
-    lines = []
-    for line in text.split("\n"):
-        cells = [cell.strip(" ") for cell in line.split("\t")] if " \t" in line else [line.rstrip(" ")]
-        lines.append(" | ".join(cell for cell in cells if cell) if len(cells) > 1 else cells[0])
-    text = "\n".join(line.removeprefix(" ") if not line.startswith("  ") else line for line in lines)
-    text = re.sub(r"\n-\s*\n+(?=\S)", "\n- ", text)  # A list item whose text is in a paragraph of its own.
-    return re.sub(r"\n{3,}", "\n\n", text).strip()

@@ -45,6 +45,13 @@ def receive(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
     return (header, body) if len(body) == header["num_bytes"] else None
 
 
+def out_of_memory(what: str, config: RetrievalConfig) -> tuple[dict[str, Any], bytes]:
+    """Return the answer that says so, the last of this process: what is left of its memory is in pieces."""
+    limit = config.read_memory_bytes
+    reason = f"{what} needs more than read_memory_bytes={limit:,} to read; split the file or raise the limit"
+    return {"error": reason, "last": True}, b""
+
+
 class Reader:
     """Answers `read` and `chunk`; keeps the last document's text between the two."""
 
@@ -68,13 +75,8 @@ class Reader:
             return {"chunks": self._spans()}, b""
         except UnreadableDocument as error:
             return {"error": str(error)}, b""
-        except (MemoryError, RecursionError) as error:
-            limit = self._config.read_memory_bytes
-            return {
-                "error": f"'{self._name}' needs more than read_memory_bytes={limit:,} to read "
-                f"({type(error).__name__}); split the file or raise the limit",
-                "last": True,
-            }, b""
+        except MemoryError:
+            return out_of_memory(f"'{self._name}'", self._config)
 
     def _spans(self) -> list[tuple[int, int, int | None]]:
         if self._chunker is None:
@@ -101,7 +103,14 @@ def main() -> None:
     config = RetrievalConfig(**settings["config"])
     _limit_self(config)
     reader = Reader(config, Path(settings["tokenizer_file"]))
-    while (request := receive(sys.stdin.buffer)) is not None:
+    while True:
+        try:
+            request = receive(sys.stdin.buffer)
+        except MemoryError:
+            send(replies, *out_of_memory("the file", config))
+            return
+        if request is None:
+            return
         # Should the parent die meanwhile, nobody is left to stop a parser that hangs.
         signal.setitimer(signal.ITIMER_REAL, config.read_timeout_s + 5)
         header, body = reader.answer(*request)
