@@ -17,6 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agents.asked import Asked
 from agents.config import AgentsConfig
 from agents.evidence import Evidence, EvidenceSet, content_stems
 from agents.sanitise import plain, safe
@@ -33,8 +34,14 @@ _REFUSAL = tuple(word.key for word in words(NOT_IN_DOCUMENTS))
 _DENIAL_REACH = 2
 """Words before an answer in which a denial speaks of it: "not in 1944"."""
 
+MIN_SENTENCE_WORDS = 4
+"""Fewer words are a fragment, which only makes sense as the answer itself."""
+
+_MIN_ORDER = 0.5
+"""Least share of a statement's words that must follow one another as in the sentence."""
+
 MAX_SHORT_CLAIM_WORDS = 6
-"""A claim of at most so many content words without a verb around it is looked up word for word."""
+"""A claim of at most so many content words stands in many places by chance: it must be about the question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,10 @@ class _Claim:
     lead: str
     words: tuple[Word, ...]
     hints: frozenset[int]
+
+    @property
+    def is_short(self) -> bool:
+        return sum(word.is_content for word in self.words) <= MAX_SHORT_CLAIM_WORDS
 
     @property
     def is_negated(self) -> bool:
@@ -144,26 +155,28 @@ class Aligner:
         """
         self._config = config
         self._evidence = evidence
-        asked = content_stems(words(question))
-        # "And when was it founded?" is about what was asked before.
-        self._question = asked if len(asked) >= 2 else asked | content_stems(words(before))
+        self._asked = Asked.read(question, before)
+        best = max((evidence.relevance(self._asked.stems, one) for one in evidence.sentences), default=0.0)
+        self._short_relevance = max(config.short_relevance_threshold, config.short_relevance_ratio * best)
 
     def align(self, draft: str) -> Alignment:
         """Return the draft with its unsupported sentences left out and the others cited."""
         claims = [claim for claim in _claims(safe(plain(draft))) if claim.words]
         if any(_is_refusal(claim) for claim in claims):
             return Alignment("", (), len(claims), 0, is_refusal=True)
-        supports = [(claim, self._support(claim)) for claim in claims]
-        # Support alone does not make an answer: some sentence must be about what was asked.
-        if not any(
-            support and support.relevance >= self._config.relevance_threshold for _, support in supports
-        ):
+        found = [(claim, self._support(claim)) for claim in claims]
+        # Support alone does not make an answer: something in it must be about what was asked. What goes with
+        # that may be about anything, unless it is a mere fragment.
+        if not any(support and self._is_relevant(claim, support) for claim, support in found):
             return Alignment("", (), len(claims), 0, is_refusal=False)
+        supports = [
+            (claim, support)
+            for claim, support in found
+            if support and (len(claim.words) >= MIN_SENTENCE_WORDS or self._is_relevant(claim, support))
+        ]
         parts: list[str] = []
         citations: list[Citation] = []
         for claim, support in supports:
-            if support is None:
-                continue
             number = _number(citations, support)
             lead = claim.lead if parts else claim.lead.lstrip()
             parts.append(lead + _marked(claim.text, number))
@@ -173,44 +186,59 @@ class Aligner:
         )
 
     def _support(self, claim: _Claim) -> _Support | None:
+        """Return the best support of a claim; a long one may be supported by two sentences together."""
         content = [word for word in claim.words if word.is_content]
         if not content:
             return None
-        novel = [word for word in content if word.stem not in self._question]
-        is_short = len(content) <= MAX_SHORT_CLAIM_WORDS and len(claim.words) <= 2 * MAX_SHORT_CLAIM_WORDS
-        found: list[tuple[float, _Support]] = []
-        pools = (self._evidence.sentences,) if is_short else (self._evidence.sentences, self._evidence.pairs)
+        # Several sentences each say something near a short claim; two together would say almost anything.
+        pools = (
+            [self._evidence.sentences] if claim.is_short else [self._evidence.sentences, self._evidence.pairs]
+        )
         for pool in pools:
-            for evidence in pool:
-                support = self._short(claim, novel, evidence) if is_short else None
-                support = support or self._long(claim, content, novel, evidence)
-                if support:
-                    found.append((self._preference(claim, support), support))
+            found = [
+                support
+                for evidence in pool
+                if (
+                    support := self._verbatim(claim, content, evidence)
+                    or self._stated(claim, content, evidence)
+                )
+            ]
             if found:
-                break
-        return max(found, key=lambda one: one[0])[1] if found else None
+                return max(found, key=lambda support: self._preference(claim, support))
+        return None
 
     def _preference(self, claim: _Claim, support: _Support) -> float:
         hinted = 0.1 if support.evidence.rank + 1 in claim.hints else 0.0
         return support.score + support.relevance + hinted - 0.01 * support.evidence.rank
 
-    def _short(self, claim: _Claim, novel: Sequence[Word], evidence: Evidence) -> _Support | None:
-        """A short answer stands word for word in a sentence that is about the question."""
-        if not novel or claim.is_negated or not _contains(evidence.words, claim.words):
-            return None
-        about = self._question - content_stems(claim.words)
-        relevance = self._evidence.relevance(about, evidence)
-        if relevance < self._config.short_relevance_threshold:
-            return None
-        return _Support(evidence, 1.0, relevance)
+    def _is_relevant(self, claim: _Claim, support: _Support) -> bool:
+        """Return whether the supporting sentence is about the question.
 
-    def _long(
-        self, claim: _Claim, content: Sequence[Word], novel: Sequence[Word], evidence: Evidence
-    ) -> _Support | None:
+        A few words stand in many sentences by chance, so for them more is asked: they are of the kind the
+        question wants, the passage knows every name it gives, and no other sentence is much more about it.
+        """
+        if not claim.is_short:
+            return support.relevance >= self._config.relevance_threshold
+        return (
+            support.relevance >= self._short_relevance
+            and self._asked.accepts(claim.text, claim.words)
+            and self._asked.is_named_in(support.evidence.passage)
+        )
+
+    def _verbatim(self, claim: _Claim, content: Sequence[Word], evidence: Evidence) -> _Support | None:
+        """An extract stands in the sentence word for word and says more than the question did."""
+        if claim.is_negated or all(word.stem in self._asked.stems for word in content):
+            return None
+        if not _contains(evidence.words, claim.words):
+            return None
+        about = self._asked.stems - content_stems(claim.words)
+        return _Support(evidence, 1.0, self._evidence.relevance(about, evidence))
+
+    def _stated(self, claim: _Claim, content: Sequence[Word], evidence: Evidence) -> _Support | None:
         """A statement's numbers, names and most of its other words stand in the sentence, in its order."""
         # What the question gave may stand in a heading or before a sentence that points back.
         given = evidence.section | (evidence.near if evidence.points_back else frozenset())
-        held = evidence.stems | (given & self._question)
+        held = evidence.stems | (given & self._asked.stems)
         keys = {word.key for word in evidence.words}
         if any(
             (word.is_number or word.is_name) and word.key not in keys and word.stem not in held
@@ -220,17 +248,15 @@ class Aligner:
         if claim.is_negated != evidence.is_negated and not _contains(evidence.words, claim.words):
             return None
         score = self._evidence.share([word.stem for word in content], held)
+        novel = [word.stem for word in content if word.stem not in self._asked.stems]
         if novel:
-            score = min(score, self._evidence.share([word.stem for word in novel], evidence.stems))
+            score = min(score, self._evidence.share(novel, evidence.stems))
         if score < self._config.support_threshold:
             return None
         matched = [word.stem for word in content if word.stem in evidence.stems]
-        if len(matched) >= 3 and _order(matched, [word.stem for word in evidence.words]) < 0.5:
+        if len(matched) >= 3 and _order(matched, [word.stem for word in evidence.words]) < _MIN_ORDER:
             return None
-        relevance = self._evidence.relevance(self._question, evidence)
-        if len(content) <= MAX_SHORT_CLAIM_WORDS and relevance < self._config.relevance_threshold:
-            return None
-        return _Support(evidence, score, relevance)
+        return _Support(evidence, score, self._evidence.relevance(self._asked.stems, evidence))
 
 
 def _number(citations: list[Citation], support: _Support) -> int:

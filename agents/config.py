@@ -21,10 +21,12 @@ class AgentsConfig:
     """Longest question accepted, 1 to 100,000 characters."""
     support_threshold: float = 0.6
     """Share of a statement's content that one passage sentence must hold for it to be cited, in (0, 1]."""
-    relevance_threshold: float = 0.25
+    relevance_threshold: float = 0.2
     """Share of the question's content the sentence that supports a statement must be about, in [0, 1]."""
-    short_relevance_threshold: float = 0.4
+    short_relevance_threshold: float = 0.25
     """The same for an answer of a few words, which stands in many sentences by chance, in [0, 1]."""
+    short_relevance_ratio: float = 0.75
+    """And as a share of what the sentence most about the question reaches, in [0, 1]."""
     num_quotes: int = 3
     """Most quotes shown when a run abstains, 1 to 20."""
     quote_threshold: float = 0.2
@@ -43,6 +45,7 @@ class AgentsConfig:
         _within("support_threshold", self.support_threshold, 0.01, 1.0)
         _within("relevance_threshold", self.relevance_threshold, 0.0, 1.0)
         _within("short_relevance_threshold", self.short_relevance_threshold, 0.0, 1.0)
+        _within("short_relevance_ratio", self.short_relevance_ratio, 0.0, 1.0)
         _within("num_quotes", self.num_quotes, 1, 20)
         _within("quote_threshold", self.quote_threshold, 0.0, 1.0)
         _within("history_turns", self.history_turns, 0, 100)

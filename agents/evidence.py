@@ -134,7 +134,7 @@ class EvidenceSet:
         count = self._frequency[stem]
         return math.log(1.0 + (len(self.sentences) + 1.0) / (count + 0.5))
 
-    def share(self, wanted: Iterable[str], held: frozenset[str]) -> float:
+    def share(self, wanted: Sequence[str], held: frozenset[str]) -> float:
         """Return the weighted share of the wanted stems that are held, in [0, 1]; 0 when none is wanted."""
         total = got = 0.0
         for stem in wanted:
@@ -147,12 +147,13 @@ class EvidenceSet:
         """Return how much a sentence is about the question, in [0, 1].
 
         Words in the sentence count in full; words in its heading and document name, and in its
-        neighbours, count for less, and the neighbours of a sentence that points back count for more.
+        neighbours, count for less, and the neighbours of a sentence that points back count for more. The
+        root keeps words the passages lack ("meant", "kind of") from outweighing the topic, which they all hold.
         """
         near_share = _ANAPHORA_SHARE if evidence.points_back else _NEAR_SHARE
         total = got = 0.0
-        for stem in question:
-            weight = self.weight(stem)
+        for stem in sorted(question):  # a fixed order, so that equal sums stay equal
+            weight = math.sqrt(self.weight(stem))
             total += weight
             if stem in evidence.stems:
                 got += weight

@@ -90,7 +90,7 @@ class Pipeline:
             tenant: On whose behalf.
             library: Only this library.
             document_ids: Only these documents.
-            history: Earlier turns, oldest first, of a caller who keeps the conversation; without a thread only.
+            history: Earlier turns, oldest first, of a caller who keeps them; used without a thread only.
             budget: What the run may spend.
 
         Raises:
