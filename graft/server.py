@@ -186,6 +186,13 @@ def create_app(graft: AsyncGraft, access: Access, config: ServerConfig) -> FastA
     app.include_router(api_router(graft, admission, config))
     app.include_router(openai_router(graft, admission))
 
+    @app.api_route(
+        "/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False
+    )
+    async def nowhere(path: str) -> None:
+        # Without it the page mounted at `/` would answer, in HTML.
+        raise HTTPException(404, f"Not Found: there is no /v1/{path}; see /docs for what there is")
+
     @app.get("/healthz")
     async def healthz() -> Response:
         status = await graft.status()
@@ -246,18 +253,12 @@ def mount_ui(app: FastAPI, graft: AsyncGraft, access: Access, config: ServerConf
     """Mount the chat page at `/`; the API's own routes win over it."""
     import gradio
 
-    from ui import build_app
+    from ui import build_app, mount
 
     def authorise(request: gradio.Request) -> None:
         access.tenant(dict(request.headers))
 
-    return gradio.mount_gradio_app(
-        app,
-        build_app(graft, authorise),
-        path="/",
-        max_file_size=config.max_upload_bytes,
-        enable_monitoring=False,
-    )
+    return mount(app, build_app(graft, authorise), max_file_bytes=config.max_upload_bytes)
 
 
 def _run_arguments(body: RunBody) -> dict[str, Any]:

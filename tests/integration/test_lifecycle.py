@@ -1,0 +1,160 @@
+"""`graft up` as a person runs it: starts, answers, stops on Ctrl-C, leaves nothing; and clear refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+START_S = 180
+
+
+class Up:
+    """A `graft up` process and everything it printed."""
+
+    def __init__(self, home: Path, *arguments: str) -> None:
+        self.log = home.parent / f"{home.name}.log"
+        environment = os.environ | {"GRAFT_HOME": str(home)}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "graft.cli", "up", "--set", "server.port=0", *arguments],
+                stdout=log, stderr=log, cwd=ROOT, env=environment,
+            )  # fmt: skip
+
+    def wait_ready(self) -> str:
+        end = time.monotonic() + START_S
+        while time.monotonic() < end:
+            if found := re.search(r"open (http://\S+)", self.log.read_text()):
+                return found[1]
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.2)
+        raise AssertionError(f"not ready within {START_S} s:\n{self.log.read_text()}")
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@pytest.fixture
+def ended():
+    """Processes to end whatever happens."""
+    started: list[Up] = []
+    yield started
+    for up in started:
+        if up.process.poll() is None:
+            children = up.descendants()
+            up.process.kill()
+            for child in children:
+                if child.is_running():
+                    child.kill()
+            up.process.wait()
+
+
+@pytest.mark.timeout(600)
+def test_up_answers_reuses_and_leaves_nothing(tmp_path, ended):
+    home = tmp_path / "home"
+    up = Up(home)
+    ended.append(up)
+    url = up.wait_ready()
+    for name in ("ray", "retrieval", "library", "generator", "server"):
+        assert re.search(rf"{name} +\.\.\.", up.log.read_text()), f"stage {name} was silent"
+    answer = httpx.post(f"{url}/v1/ask", json={"question": "What is QLoRA?"}, timeout=120).json()
+    assert answer["citations"]
+    assert "Graft" in httpx.get(url).text
+
+    second = subprocess.run(
+        [sys.executable, "-m", "graft.cli", "up"],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"GRAFT_HOME": str(home)}, timeout=60,
+    )  # fmt: skip
+    assert second.returncode == 0
+    assert f"already running at {url}" in second.stderr
+
+    processes = up.descendants()
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.wait(60) == 0, up.log.read_text()
+    gone, alive = psutil.wait_procs(processes, timeout=20)
+    assert not alive, [process.cmdline() for process in alive]
+    assert len(gone) >= 4
+    assert "Traceback" not in up.log.read_text()
+    assert not (home / "platform.json").exists()
+
+
+@pytest.mark.timeout(600)
+def test_interrupt_while_starting_leaves_nothing(tmp_path, ended):
+    up = Up(tmp_path / "home")
+    ended.append(up)
+    end = time.monotonic() + START_S
+    while "generator" not in up.log.read_text() and time.monotonic() < end:
+        time.sleep(0.1)
+    processes = up.descendants()
+    up.process.send_signal(signal.SIGINT)
+    up.process.wait(90)
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert not alive, [process.cmdline() for process in alive]
+
+
+def refused(home: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "graft.cli", "up", *arguments],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"GRAFT_HOME": str(home)}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_port_in_use_is_refused_before_anything_starts(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = refused(tmp_path / "home", "--set", f"server.port={port}")
+    assert f"port {port}" in message
+    assert "--set server.port=" in message
+    assert "ray" not in message
+
+
+def test_open_address_without_token_is_refused(tmp_path):
+    assert "set GRAFT_TOKEN" in refused(tmp_path / "home", "--set", "server.host=0.0.0.0")
+
+
+def test_wrong_key_is_refused_with_the_right_one(tmp_path):
+    assert "did you mean agents.k_passages?" in refused(tmp_path / "home", "--set", "agents.k_pasages=3")
+
+
+def test_home_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "GRAFT_HOME" in refused(tmp_path / "file" / "home", "--set", "server.port=0")
+
+
+@pytest.mark.timeout(300)
+def test_missing_model_is_refused_and_what_had_started_is_stopped(tmp_path):
+    before = {process.pid for process in psutil.process_iter()}
+    message = refused(
+        tmp_path / "home", "--set", "server.port=0", "--set", f"serving.model={tmp_path / 'absent'}"
+    )
+    assert "absent" in message
+    time.sleep(1)
+    left = [
+        p for p in psutil.process_iter(["name"]) if p.pid not in before and "ray" in (p.info["name"] or "")
+    ]
+    assert not left
+
+
+def test_down_without_a_platform_says_so(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "graft.cli", "down"],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"GRAFT_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert "no platform runs" in done.stdout
+    assert json.dumps(str(tmp_path))[1:-1] in done.stdout
