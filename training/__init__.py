@@ -1,0 +1,1 @@
+"""Training: language-model pre-training and reading tasks. Heavy imports stay inside the submodules."""
