@@ -1,8 +1,8 @@
 """Who may use the page, and what the page may load.
 
-Gradio answers any handler to whoever posts its number to `/gradio_api/queue/join`, whatever the page shows. So
-every handler is wrapped by one `Gate`, which asks for permission before anything else, and a page with a handler
-that is not wrapped is refused when it is built.
+Gradio runs any handler for whoever posts its number to `/gradio_api/queue/join`, whatever the page shows.
+So every handler is wrapped by one `Gate`, which asks for permission before anything else, and a page with a
+handler that is not wrapped is refused when it is built.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from agents.errors import AgentError
-from graft.errors import AccessDenied, GraftError
-from retrieval.errors import RetrievalError
+from graft.errors import AccessDenied
+from graft.wire import OURS
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -81,7 +80,7 @@ class Gate:
             try:
                 self._authorise(request)
                 return await handler(request, *args)
-            except (GraftError, RetrievalError, AgentError) as error:
+            except OURS as error:
                 raise _shown(error) from error
 
         return gated
@@ -94,7 +93,7 @@ class Gate:
                 async with aclosing(handler(request, *args)) as updates:
                     async for update in updates:
                         yield update
-            except (GraftError, RetrievalError, AgentError) as error:
+            except OURS as error:
                 raise _shown(error) from error
 
         return gated

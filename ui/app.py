@@ -28,8 +28,11 @@ CACHE_AGE_S = 3_600
 
 HEADER = """
 <div class="brand">
-  <svg viewBox="0 0 32 32" aria-hidden="true"><path d="M16 29V15"/><path class="leaf"
-  d="M16 17C9 17 5 13 5 6c7 0 11 4 11 11Z"/><path class="leaf two" d="M16 21c0-6 4-9.500 11-9.500 0 6.500-4 9.500-11 9.500Z"/></svg>
+  <svg viewBox="0 0 32 32" aria-hidden="true">
+    <path d="M16 29V15"/>
+    <path class="leaf" d="M16 17C9 17 5 13 5 6c7 0 11 4 11 11Z"/>
+    <path class="leaf two" d="M16 21c0-6 4-9.5 11-9.5 0 6.500-4 9.500-11 9.500Z"/>
+  </svg>
   <h1>Graft</h1><p>Cited answers from your own documents</p>
 </div>
 """

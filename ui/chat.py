@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
 import gradio as gr
 
-from agents.errors import AgentError
 from agents.state import ChatTurn
 from ui.access import Gate, sent
-from ui.client import GraftClient, PipelineClient
+from ui.client import GraftClient
 from ui.documents import library_choices
-from ui.runs import Message, RunFeed, messages, turn_messages
+from ui.runs import Message, RunFeed, RunView, messages, turn_messages
 from ui.sources import source_panel
 from ui.theme import FOLDER
 from ui.threads import thread_list
@@ -42,7 +41,8 @@ EXAMPLES = (
 
 WELCOME = (
     '<div class="welcome"><h2>Ask your documents</h2>'
-    "<p>Every answer cites the passages it rests on. Where your documents do not say, Graft says so.</p></div>"
+    "<p>Every answer cites the passages it rests on. "
+    "Where your documents do not say, Graft says so.</p></div>"
 )
 
 
@@ -157,9 +157,10 @@ class ChatTab:
             raise gr.Error("The last question is still being answered; stop it first.", print_exception=False)
         pipeline = self._graft.pipeline(self._graph)
         thread_id = thread_id or uuid4().hex
-        before = turn_messages(await _history(pipeline, thread_id)) if shown is None else shown
+        before = turn_messages(await self._turns(thread_id)) if shown is None else shown
         feed = RunFeed(question, pipeline.stream(question, thread_id=thread_id, library=library or None))
         self._feeds[session] = feed
+        view = RunView(question)
         first: Updates = {
             self.question: gr.Textbox(value="", submit_btn=False, stop_btn="Stop"),
             self.thread_id: thread_id,
@@ -170,15 +171,14 @@ class ChatTab:
                 async for view in views:
                     if self._feeds.get(session) is not feed:
                         return  # another conversation was opened meanwhile; the page is no longer ours
-                    now = [*before, *messages(view, feed.elapsed_s)]
-                    yield {self.chatbot: now, **first}
+                    yield {self.chatbot: [*before, *messages(view, feed.elapsed_s)], **first}
                     first = {}
         finally:
             if self._feeds.get(session) is feed:
                 del self._feeds[session]
         yield {
             self.question: _idle_box(),
-            self.shown: now,
+            self.shown: [*before, *messages(view)],
             self.sources: source_panel(view.citations, abstained=view.ending == "abstained"),
             self.threads: await self._thread_list(thread_id),
         }
@@ -232,7 +232,7 @@ class ChatTab:
             feed.stop()
 
     async def _conversation(self, thread_id: str) -> Updates:
-        turns = await _history(self._graft.pipeline(self._graph), thread_id) if thread_id else []
+        turns = await self._turns(thread_id)
         thread_id = thread_id if turns else ""
         kept = turn_messages(turns)
         last = turns[-1] if turns else None
@@ -247,16 +247,14 @@ class ChatTab:
             self.threads: await self._thread_list(thread_id),
         }
 
+    async def _turns(self, thread_id: str) -> list[ChatTurn]:
+        """Return a conversation; empty where it was deleted, has expired or never began."""
+        pipeline = self._graft.pipeline(self._graph)
+        kept = {thread.thread_id for thread in await pipeline.threads()}
+        return await pipeline.history(thread_id) if thread_id in kept else []
+
     async def _thread_list(self, current_id: str) -> str:
         return thread_list(await self._graft.pipeline(self._graph).threads(), current_id, time.time())
-
-
-async def _history(pipeline: PipelineClient, thread_id: str) -> Sequence[ChatTurn]:
-    """Return a conversation; empty where it was deleted or never begun."""
-    try:
-        return await pipeline.history(thread_id)
-    except AgentError:
-        return []
 
 
 def _idle_box() -> gr.Textbox:

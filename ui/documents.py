@@ -66,8 +66,8 @@ def document_list(
     chunks = sum(document.num_chunks for document in documents)
     rows = "".join(_row(document) for document in documents)
     return (
-        f'<section class="documents">{alerts}<p class="summary">{_plural(len(documents), "document")}, {ready} ready, '
-        f'{_plural(chunks, "passage")}</p><ul class="rows">{rows}</ul></section>'
+        f'<section class="documents">{alerts}<p class="summary">{_plural(len(documents), "document")}, '
+        f'{ready} ready, {_plural(chunks, "passage")}</p><ul class="rows">{rows}</ul></section>'
     )
 
 
@@ -76,26 +76,23 @@ def _row(document: Document) -> str:
     state = document.state.value
     document_id, name = escape(document.document_id), escape(document.name)
     moving = (
-        f'<span class="bar" role="progressbar" aria-valuenow="{percent}" aria-valuemin="0" aria-valuemax="100" '
-        f'aria-label="{name}: {label}"><i style="width:{percent}%"></i></span>'
+        f'<span class="bar" role="progressbar" aria-label="{name}: {label}" aria-valuenow="{percent}" '
+        f'aria-valuemin="0" aria-valuemax="100"><i style="width:{percent}%"></i></span>'
         if document.state in UNDER_WAY
         else ""
     )
     cause = f'<p class="cause">{escape_lines(document.error)}</p>' if document.error else ""
     readable = document.state is DocumentState.READY or document.num_chunks > 0
-    view = (
-        f'<button type="button" class="view opens" value="{document_id}" aria-label="Read {name}">Read</button>'
-        if readable
-        else ""
-    )
+    opens = f'class="view opens" value="{document_id}" aria-label="Read {name}"'
+    view = f'<button type="button" {opens}>Read</button>' if readable else ""
     return (
         f'<li data-row data-name="{name}" data-state="{state}"><span class="kind">{_kind(document)}</span>'
-        f'<span class="what"><span class="name">{name}</span><small>{_facts(document)}</small>{moving}{cause}</span>'
-        f'<span class="state {state}">{label}</span><span class="acts">{view}'
+        f'<span class="what"><span class="name">{name}</span><small>{_facts(document)}</small>'
+        f'{moving}{cause}</span><span class="state {state}">{label}</span><span class="acts">{view}'
         f'<button type="button" class="remove" data-act="confirm" aria-label="Delete {name}">Delete</button>'
-        f'<span class="sure"><span>Delete for good?</span><button type="button" data-act="delete_document" '
-        f'data-id="{document_id}">Delete</button><button type="button" data-act="keep">Keep</button></span>'
-        "</span></li>"
+        f'<span class="sure"><span>Delete for good?</span><button type="button" '
+        f'data-act="delete_document" data-id="{document_id}">Delete</button>'
+        '<button type="button" data-act="keep">Keep</button></span></span></li>'
     )
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from graft.errors import GraftError
-from retrieval.errors import RetrievalError
+from graft.wire import OURS
 from retrieval.types import DEFAULT_LIBRARY
 from ui.access import Gate, sent
 from ui.client import GraftClient
@@ -109,7 +108,7 @@ class LibraryTab:
         for path in map(Path, paths or ()):
             try:
                 await self._graft.add(path.name, await asyncio.to_thread(path.read_bytes), library=name)
-            except (RetrievalError, GraftError) as error:
+            except OURS as error:
                 refused.append((path.name, str(error)))
             finally:
                 await asyncio.to_thread(path.unlink, missing_ok=True)
@@ -142,7 +141,7 @@ def _library_name(library: str | None) -> str:
     name = " ".join(str(library or "").split())
     if len(name) > MAX_LIBRARY_CHARS:
         raise gr.Error(
-            f"The library name has {len(name)} characters; the limit is {MAX_LIBRARY_CHARS}. Choose a shorter one.",
+            f"The library name has {len(name)} characters; the limit is {MAX_LIBRARY_CHARS}. Shorten it.",
             print_exception=False,
         )
     return name or DEFAULT_LIBRARY

@@ -1,8 +1,9 @@
 """HTML that is safe to show: everything from a person, a document or a model passes through here.
 
-Two ways in. `escape` turns text into text. `render` turns a model's Markdown into HTML of our own making: tags,
-links and images in the source stay plain text, so an answer can neither run a script nor fetch a picture from
-another host. The results hold no line breaks, because the chat's Markdown parser would end an HTML block there.
+Two ways in. `escape` turns text into text. `render` turns a model's Markdown into HTML of our own making:
+tags, links and images in the source stay plain text, so an answer can neither run a script nor fetch a
+picture from another host. The results hold no line breaks: the chat's Markdown parser would end an HTML block
+there.
 """
 
 from __future__ import annotations

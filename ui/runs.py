@@ -1,4 +1,4 @@
-"""A run as the page sees it: events folded into a view, and the view as chat messages. Pure but for `RunFeed`."""
+"""A run as the page sees it: events folded into a view, the view as chat messages, and the feed of views."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def answer_message(answer: str, citations: Sequence[Citation], ending: Ending, e
 
 
 class RunFeed:
-    """Turns a run's event stream into views, never silent for longer than a heartbeat, and closes the stream."""
+    """Turns a run's events into views, never silent for longer than a heartbeat, and closes its stream."""
 
     def __init__(self, question: str, events: AsyncIterator[RunEvent]) -> None:
         self._view = RunView(question)
@@ -200,6 +200,7 @@ class RunFeed:
         """Yield the view at least every heartbeat until the run has ended; closing this closes the run."""
         pump = asyncio.create_task(self._pump())
         try:
+            yield self._view
             while self._view.ending == "running":
                 await self._receive()
                 if self._stopped and self._view.ending == "running":
@@ -237,9 +238,8 @@ class RunFeed:
                 async for event in events:
                     self._inbox.put_nowait(event)
             self._inbox.put_nowait(None)
-        except (
-            Exception
-        ) as error:  # the boundary of a run: whatever it raises is shown to the person who asked
+        # The boundary of a run: whatever it raises is shown to the person who asked.
+        except Exception as error:
             logger.warning("run failed: %s", error, exc_info=error)
             self._inbox.put_nowait(error)
 
@@ -275,7 +275,10 @@ def _steps_message(view: RunView, elapsed_s: float) -> Message:
 
 def _abstention(citations: Sequence[Citation]) -> str:
     if not citations:
-        body = "<p>No passage in your documents speaks about this. Try other words, or add a document that does.</p>"
+        body = (
+            "<p>No passage in your documents speaks about this. "
+            "Try other words, or add a document that does.</p>"
+        )
     else:
         body = (
             "<p>Your documents do not say enough to answer this. These passages came closest:</p>"

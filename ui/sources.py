@@ -93,12 +93,13 @@ def source_panel(citations: Sequence[Citation], *, abstained: bool = False) -> s
     if not citations:
         return (
             '<section class="sources empty"><h2>Sources</h2>'
-            "<p>The passages an answer rests on appear here. Open one to read it in its document.</p></section>"
+            "<p>The passages an answer rests on appear here. "
+            "Open one to read it in its document.</p></section>"
         )
     title = "Closest passages" if abstained else "Sources"
     items = "".join(
-        f"<li>{_opener(citation, 'card', _card_html(citation), f'Open source {citation.number}: {_where(citation)}')}</li>"
-        for citation in citations
+        f"<li>{_opener(one, 'card', _card_html(one), f'Open source {one.number}: {_where(one)}')}</li>"
+        for one in citations
     )
     return f'<section class="sources"><h2>{title}</h2><ol>{items}</ol></section>'
 
@@ -124,7 +125,8 @@ def document_view(document: Document, text: DocumentText, place: Place, opened_i
         start = end = min(start, len(text.text))
     first, last = _window(text, start, end)
     return (
-        f'<article class="reader" role="dialog" aria-label="{escape(document.name)}" data-opened="{escape(opened_id)}">'
+        f'<article class="reader" role="dialog" aria-label="{escape(document.name)}" '
+        f'data-opened="{escape(opened_id)}">'
         f"<header><div><h2>{escape(document.name)}</h2><p>{_facts(document, text, start, end)}</p></div>"
         '<button type="button" class="close" data-close aria-label="Close document">&times;</button></header>'
         f"{notice}"
@@ -151,7 +153,8 @@ def _where(citation: Citation) -> str:
 def _card_html(citation: Citation) -> str:
     page = f'<span class="page">p. {citation.page}</span>' if citation.page is not None else ""
     return (
-        f'<span class="head"><b>{citation.number}</b><span class="name">{escape(citation.document)}</span>{page}</span>'
+        f'<span class="head"><b>{citation.number}</b>'
+        f'<span class="name">{escape(citation.document)}</span>{page}</span>'
         f"<q>{escape_lines(_cut(citation.quote))}</q>"
     )
 
@@ -159,7 +162,8 @@ def _card_html(citation: Citation) -> str:
 def _quote_html(citation: Citation) -> str:
     return (
         f"<q>{escape_lines(_cut(citation.quote))}</q>"
-        f'<span class="head"><b>{citation.number}</b><span class="name">{escape(_where(citation))}</span></span>'
+        f'<span class="head"><b>{citation.number}</b>'
+        f'<span class="name">{escape(_where(citation))}</span></span>'
     )
 
 

@@ -1,8 +1,8 @@
 """A platform in memory: the SDK surface the page uses, with documents, runs and conversations that behave.
 
-Documents pass through their states with time, an answer quotes the sentence that shares most words with the
-question, too few shared words is an abstention, and every run records whether its stream was closed. Words that
-steer a run stand in the question: `slowly` streams for a long time, `break` raises, `deadline` runs out of time.
+Documents pass through their states with time, an answer quotes the sentences that share most words with the
+question, too few shared words is an abstention, and every run records whether its stream was closed. Words
+that steer a run stand in the question: `slowly` streams long, `break` raises, `deadline` runs out of time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import PurePath
 
 from agents.errors import UnknownThread
@@ -48,7 +49,9 @@ STATE_TIMES_S = (
 
 _WORD = re.compile(r"[a-z0-9]+")
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]")
-_COMMON = frozenset("a an and are does do for from how in is it of on or the to what when which why with your".split())
+_COMMON = frozenset(
+    ("a", "an", "and", "are", "does", "for", "from", "how", "in", "is", "it", "of", "on", "the", "to", "what")
+)
 
 
 def words(text: str) -> set[str]:
@@ -107,7 +110,9 @@ class FakePipeline:
         return list(self.turns[thread_id])
 
     async def threads(self) -> list[ThreadInfo]:
-        infos = [ThreadInfo(key, turns[0].text[:80], self.updated_s[key]) for key, turns in self.turns.items()]
+        infos = [
+            ThreadInfo(key, turns[0].text[:80], self.updated_s[key]) for key, turns in self.turns.items()
+        ]
         return sorted(infos, key=lambda info: -info.updated_s)
 
     async def delete_thread(self, thread_id: str) -> None:
@@ -129,7 +134,11 @@ class FakePipeline:
         def at() -> dict:
             nonlocal seq
             seq += 1
-            return {"run_id": f"run-{len(self.runs)}", "seq": seq, "t_ms": (time.monotonic() - began_s) * 1000}
+            return {
+                "run_id": f"run-{len(self.runs)}",
+                "seq": seq,
+                "t_ms": (time.monotonic() - began_s) * 1000,
+            }
 
         try:
             yield RunStarted(**at(), graph="rag", thread_id=thread_id, release="r0")
@@ -267,7 +276,7 @@ class FakeGraft:
                 continue
             text = stored.text
             bounds = [*text.page_starts, len(text.text)] if text.page_starts else [0, len(text.text)]
-            for number, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            for number, (start, end) in enumerate(pairwise(bounds)):
                 score = len(words(text.text[start:end]) & asked) / max(1, len(asked))
                 if score:
                     chunk_id = f"{key}:0:{number}"
@@ -316,7 +325,9 @@ class FakeGraft:
 
     def _stored(self, document_id: str) -> Stored:
         if document_id not in self.stored:
-            raise UnknownDocument(f"document {document_id!r} does not exist; list the documents to see which do")
+            raise UnknownDocument(
+                f"document {document_id!r} does not exist; list the documents to see which do"
+            )
         return self.stored[document_id]
 
 
@@ -324,19 +335,24 @@ def sample_graft(**pace: float) -> FakeGraft:
     """Return a fake that holds a few documents on LLM systems."""
     graft = FakeGraft(**pace)
     first = (
-        "PagedAttention\n\nPagedAttention stores the KV cache in fixed-size blocks that need not be contiguous. "
-        "A block table maps the logical blocks of a sequence to physical ones, like the page table of an operating "
-        "system. Memory is therefore wasted only in the last block of each sequence, below four percent.\n\n"
+        "PagedAttention\n\n"
+        "PagedAttention stores the KV cache in fixed-size blocks that need not be contiguous. "
+        "A block table maps the logical blocks of a sequence to physical ones, like the page table of an "
+        "operating system. Memory is therefore wasted only in the last block of each sequence, "
+        "below four percent.\n\n"
     )
     second = (
         "Sharing\n\nBlocks are reference counted, so sequences with a common prefix share them. "
         "A shared block is copied only when one of its sequences writes to it.\n\n"
     )
-    filler = "vLLM schedules requests at every step and preempts by recomputation when blocks run out.\n\n" * 12
+    filler = (
+        "vLLM schedules requests at every step and preempts by recomputation when blocks run out.\n\n" * 12
+    )
     graft.put("paged-attention.pdf", first + second + filler, pages=(0, len(first), len(first) + len(second)))
     graft.put(
         "cacheblend.md",
-        "# CacheBlend\n\nCacheBlend reuses the KV cache of a passage wherever the passage appears in a prompt. "
+        "# CacheBlend\n\n"
+        "CacheBlend reuses the KV cache of a passage wherever the passage appears in a prompt. "
         "It recomputes the few tokens whose attention to earlier text matters most, about fifteen percent. "
         "The keys are rotated to their new position first.\n",
     )
