@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
@@ -109,7 +110,7 @@ class LocalGenerator:
             Overloaded: The waiting queue is full; the caller should retry after `retry_after_s`.
             GeneratorUnavailable: The engine died or is stopping.
         """
-        accepted_s = asyncio.get_running_loop().time()
+        accepted_s = time.monotonic()
         driver = self._ready_driver()
         _check_request(request)
         self._check_queue()
@@ -122,11 +123,13 @@ class LocalGenerator:
             usage = TokenUsage(prompt_tokens=len(engine_request.token_ids))
             stream = driver.submit(engine_request)
             deadline_s = request.deadline_s or self.config.default_deadline_s
-            reader = _DeadlineReader(driver, stream, accepted_s + deadline_s if deadline_s else None)
+            reader = _DeadlineReader(
+                driver, stream, deadline_s and deadline_s - (time.monotonic() - accepted_s)
+            )
             while reason is None:
                 output = await reader.next()
                 if output.token_ids and not usage.completion_tokens:
-                    self._metrics.first_token(asyncio.get_running_loop().time() - accepted_s)
+                    self._metrics.first_token(time.monotonic() - accepted_s)
                 usage = replace(
                     usage,
                     cached_tokens=max(usage.cached_tokens, output.num_cached_tokens),
@@ -145,7 +148,7 @@ class LocalGenerator:
             if stream is not None:
                 if reason in (None, "cancelled"):
                     driver.abort(stream.request_id)
-                self._metrics.ended(reason, usage, asyncio.get_running_loop().time() - accepted_s)
+                self._metrics.ended(reason, usage, time.monotonic() - accepted_s)
 
     def _ready_driver(self) -> Driver:
         if self._stopped:
@@ -267,10 +270,10 @@ def _tenant_salt(tenant: str) -> str:
 class _DeadlineReader:
     """Reads a stream until it ends or its deadline passes, and then ends it in the engine."""
 
-    def __init__(self, driver: Driver, stream: OutputStream, deadline_at: float | None) -> None:
+    def __init__(self, driver: Driver, stream: OutputStream, left_s: float | None) -> None:
         self._driver = driver
         self._stream = stream
-        self._deadline_at = deadline_at
+        self._deadline_at = None if left_s is None else asyncio.get_running_loop().time() + left_s
         self._expired = False
 
     async def next(self) -> EngineOutput:

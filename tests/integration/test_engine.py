@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from contextlib import aclosing
 
 import pytest
@@ -28,8 +27,8 @@ from serving.prompt import CONTROL_TOKENS
 pytestmark = pytest.mark.integration
 
 LONG = Sampling(max_tokens=1500, temperature=2.0, seed=5)
-LOST_LIMIT_S = 10.0
-"""Far above what a lost actor takes to be noticed; a hang would run into the test's timeout."""
+HANG_S = 15.0
+"""Far above what is needed and below an engine's restart: waiting for that would be a hang."""
 
 
 def ask(text: str, sampling: Sampling | None = None, **fields: object) -> GenerateRequest:
@@ -69,10 +68,9 @@ async def test_streamed_text_never_holds_half_a_character(engine: ActorGenerator
 
 async def test_requests_past_their_deadline_leave_the_queue(engine: ActorGenerator) -> None:
     requests = [ask(f"{i}", LONG, deadline_s=0.3) for i in range(48)]
-    before = time.monotonic()
-    chunks = await asyncio.gather(*(_last(engine, request) for request in requests))
+    async with asyncio.timeout(HANG_S):
+        chunks = await asyncio.gather(*(_last(engine, request) for request in requests))
     assert {chunk.finish_reason for chunk in chunks} == {"deadline"}
-    assert time.monotonic() - before < LOST_LIMIT_S
     stats = await engine.stats()
     assert (stats.num_running, stats.num_waiting) == (0, 0)
 
@@ -172,11 +170,10 @@ async def test_a_killed_actor_fails_its_requests_quickly_and_comes_back(engine: 
     async with aclosing(engine.generate(ask("long", LONG))) as chunks:
         await anext(chunks)
         os.kill(health.pid, signal.SIGKILL)
-        killed = time.monotonic()
         with pytest.raises(GeneratorUnavailable, match="send"):
-            async for _ in chunks:
-                pass
-        assert time.monotonic() - killed < LOST_LIMIT_S
+            async with asyncio.timeout(HANG_S):
+                async for _ in chunks:
+                    pass
     ready = await engine.ready()
     assert ready.pid != health.pid
     assert await write(engine, ask("back again", Sampling(max_tokens=4))) is not None

@@ -1,0 +1,73 @@
+"""A synchronous engine that writes 'a' once a step, for tests of the thread that drives one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from serving.driver import EngineLoad, EngineOutput, EngineRequest, StartTimings
+
+TOKEN = 97
+
+
+@dataclass
+class LetterEngine:
+    """Writes one letter per request and step until `max_tokens`; can be stuck, broken or slow."""
+
+    step_s: float = 0.001
+    max_num_seqs: int = 4
+    breaks_at_step: int | None = None
+    held_back: str = ""
+    stuck: threading.Event = field(default_factory=threading.Event)
+    """Set it to let a stuck step go on; `sticks` says whether steps wait for it."""
+    sticks: bool = False
+    num_steps: int = 0
+    aborted: list[str] = field(default_factory=list)
+    closed: bool = False
+    requests: dict[str, EngineRequest] = field(default_factory=dict)
+    written: dict[str, int] = field(default_factory=dict)
+    seen: list[EngineRequest] = field(default_factory=list)
+
+    def add(self, request: EngineRequest) -> None:
+        if request.sampling.stop == ("refuse me",):
+            raise ValueError("stop is refused here")
+        self.seen.append(request)
+        self.requests[request.request_id] = request
+        self.written[request.request_id] = 0
+
+    def abort(self, request_id: str) -> str:
+        del self.requests[request_id]
+        self.aborted.append(request_id)
+        return self.held_back
+
+    def step(self) -> list[tuple[str, EngineOutput]]:
+        self.num_steps += 1
+        if self.num_steps == self.breaks_at_step:
+            raise RuntimeError("out of ink")
+        if self.sticks:
+            self.stuck.wait(30)
+        time.sleep(self.step_s)
+        outputs: list[tuple[str, EngineOutput]] = []
+        for request_id in list(self.requests)[: self.max_num_seqs]:
+            self.written[request_id] += 1
+            ended = self.written[request_id] >= self.requests[request_id].sampling.max_tokens
+            outputs.append((request_id, EngineOutput("a", (TOKEN,), 0, "length" if ended else None)))
+            if ended:
+                del self.requests[request_id]
+        return outputs
+
+    def busy(self) -> bool:
+        return bool(self.requests)
+
+    def load(self) -> EngineLoad:
+        num_running = min(len(self.requests), self.max_num_seqs)
+        return EngineLoad(num_running, len(self.requests) - num_running)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def build(engine: LetterEngine):
+    """Return what `InprocDriver` calls to make its engine."""
+    return lambda _config, _folder: (engine, StartTimings(0.25, 0.5))

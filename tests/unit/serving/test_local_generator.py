@@ -1,0 +1,259 @@
+"""Admission, deadlines, failures and totals, over a driver thread with an engine that writes letters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+
+import pytest
+from step_engine import LetterEngine, build
+from tiny_model import build_tiny_model
+
+from serving.config import ServingConfig
+from serving.driver import StartTimings
+from serving.errors import GeneratorUnavailable, InvalidGeneration, ModelUnusable, Overloaded, PromptTooLong
+from serving.generator import LocalGenerator
+from serving.inproc_driver import InprocDriver
+from serving.types import GeneratedChunk, GenerateRequest, Prompt, Sampling, Segment
+
+Start = Callable[..., Awaitable[LocalGenerator]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+async def start(folder: Path) -> AsyncIterator[Start]:
+    async with AsyncExitStack() as stack:
+
+        async def start(engine: LetterEngine, **settings: object) -> LocalGenerator:
+            config = ServingConfig(model=str(folder), **settings)  # type: ignore[arg-type]
+            generator = LocalGenerator(config, InprocDriver(config, str(folder), build=build(engine)))
+            stack.push_async_callback(generator.stop)
+            stack.callback(engine.stuck.set)
+            await generator.start()
+            return generator
+
+        yield start
+
+
+def ask(max_tokens: int = 4, *, text: str = "write", **fields: object) -> GenerateRequest:
+    sampling = Sampling(max_tokens=max_tokens)
+    return GenerateRequest(Prompt((Segment("question", text),)), **{"sampling": sampling, **fields})  # type: ignore[arg-type]
+
+
+async def collect(generator: LocalGenerator, request: GenerateRequest) -> list[GeneratedChunk]:
+    return [chunk async for chunk in generator.generate(request)]
+
+
+async def test_start_reports_where_the_time_went(start: Start) -> None:
+    generator = await start(LetterEngine())
+    assert await generator.start() == StartTimings(0.25, 0.5)
+    assert generator.health().status == "ready"
+
+
+async def test_every_token_arrives_once_and_in_order(start: Start) -> None:
+    generator = await start(LetterEngine(step_s=0.0))
+    chunks = await collect(generator, ask(200))
+    assert "".join(chunk.text for chunk in chunks) == "a" * 200
+    assert len(chunks) < 200, "tokens between the first and the last should travel together"
+    assert len(chunks[0].token_ids) == 1, "the first token does not wait for others"
+
+
+async def test_a_slow_reader_gets_what_has_piled_up_as_one_chunk(start: Start) -> None:
+    engine = LetterEngine()
+    generator = await start(engine)
+    async with aclosing(generator.generate(ask(300))) as chunks:
+        first = await anext(chunks)
+        while engine.busy():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        rest = await anext(chunks)
+    assert len(first.token_ids) + len(rest.token_ids) == 300
+    assert rest.finish_reason == "length"
+
+
+async def test_a_request_of_an_unstarted_generator_is_refused(folder: Path) -> None:
+    generator = LocalGenerator(ServingConfig(model=str(folder)))
+    with pytest.raises(GeneratorUnavailable, match="start"):
+        await collect(generator, ask())
+    assert generator.health().status == "starting"
+
+
+async def test_a_model_that_cannot_load_says_why_and_stays_failed(folder: Path) -> None:
+    def refuse(_config: ServingConfig, _folder: str):
+        raise RuntimeError("no such head size")
+
+    config = ServingConfig(model=str(folder))
+    generator = LocalGenerator(config, InprocDriver(config, str(folder), build=refuse))
+    with pytest.raises(ModelUnusable, match="no such head size"):
+        await generator.start()
+    assert generator.health().status == "failed"
+    assert "no such head size" in generator.health().detail
+    await generator.stop()
+
+
+async def test_a_missing_model_folder_is_named() -> None:
+    generator = LocalGenerator(ServingConfig(model="./no-such-folder"))
+    with pytest.raises(ModelUnusable, match="no-such-folder"):
+        await generator.start()
+
+
+async def test_an_engine_that_dies_fails_every_request_and_shows_in_health(start: Start) -> None:
+    generator = await start(LetterEngine(breaks_at_step=5, max_num_seqs=2))
+    results = await asyncio.gather(*(collect(generator, ask(50)) for _ in range(6)), return_exceptions=True)
+    assert len(results) == 6
+    for result in results:
+        assert isinstance(result, GeneratorUnavailable)
+        assert "out of ink" in str(result)
+    assert generator.health().status == "failed"
+    with pytest.raises(GeneratorUnavailable, match="out of ink"):
+        await collect(generator, ask())
+    stats = await generator.stats()
+    assert (stats.num_running, stats.num_waiting) == (0, 0)
+
+
+async def test_stopping_fails_what_is_under_way_and_frees_the_model(start: Start) -> None:
+    engine = LetterEngine()
+    generator = await start(engine)
+    async with aclosing(generator.generate(ask(100_000, text="go on"))) as chunks:
+        await anext(chunks)
+        await generator.stop()
+        with pytest.raises(GeneratorUnavailable, match="stopping"):
+            async for _ in chunks:
+                pass
+    assert engine.closed
+    assert generator.health().status == "stopped"
+    await generator.stop()
+
+
+async def test_closing_the_iterator_aborts_in_the_engine(start: Start) -> None:
+    engine = LetterEngine()
+    generator = await start(engine)
+    async with aclosing(generator.generate(ask(1000))) as chunks:
+        await anext(chunks)
+    await collect(generator, ask(1))
+    assert len(engine.aborted) == 1
+    assert (await generator.stats()).num_cancelled == 1
+
+
+async def test_a_deadline_keeps_the_partial_text_and_what_was_held_back(start: Start) -> None:
+    engine = LetterEngine(held_back="tail")
+    generator = await start(engine)
+    chunks = await collect(generator, ask(100_000, deadline_s=0.1))
+    text = "".join(chunk.text for chunk in chunks)
+    assert chunks[-1].finish_reason == "deadline"
+    assert text.startswith("aa")
+    assert text.endswith("tail")
+    assert len(engine.aborted) == 1
+
+
+async def test_a_deadline_holds_even_when_the_engine_is_stuck(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.generator.ABORT_GRACE_S", 0.1)
+    generator = await start(LetterEngine(sticks=True))
+    async with asyncio.timeout(5):
+        chunks = await collect(generator, ask(deadline_s=0.1))
+    assert [chunk.finish_reason for chunk in chunks] == ["deadline"]
+
+
+async def test_the_default_deadline_applies_to_requests_that_name_none(start: Start) -> None:
+    generator = await start(LetterEngine(), default_deadline_s=0.1)
+    assert (await collect(generator, ask(100_000)))[-1].finish_reason == "deadline"
+
+
+async def test_a_full_queue_says_when_to_retry(start: Start) -> None:
+    engine = LetterEngine(sticks=True, max_num_seqs=1)
+    generator = await start(engine, max_num_seqs=1, max_queued_requests=2)
+    accepted = [asyncio.create_task(collect(generator, ask(2))) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    with pytest.raises(Overloaded, match=r"limit is 2 .*max_queued_requests") as refused:
+        await collect(generator, ask())
+    assert refused.value.retry_after_s >= 0.5
+    engine.stuck.set()
+    for chunks in await asyncio.gather(*accepted):
+        assert chunks[-1].finish_reason == "length"
+    assert "graft_generator_rejected_total 1.0" in await generator.metrics_text()
+
+
+async def test_a_prompt_without_room_never_reaches_the_engine(start: Start) -> None:
+    engine = LetterEngine()
+    generator = await start(engine, max_model_len=64)
+    with pytest.raises(PromptTooLong, match="context window 64"):
+        await collect(generator, ask(text="long " * 200))
+    assert not engine.written
+
+
+async def test_max_tokens_is_cut_to_the_window(start: Start) -> None:
+    generator = await start(LetterEngine(), max_model_len=64)
+    request = ask(1000)
+    room = 64 - await generator.count_tokens(request.prompt)
+    usage = (await collect(generator, request))[-1].usage
+    assert usage is not None
+    assert usage.completion_tokens == room
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"text": ""}, "empty"),
+        ({"sampling": Sampling(stop=("refuse me",))}, "refused here"),
+        ({"sampling": Sampling(stop=("",))}, "stop string"),
+        ({"sampling": Sampling(seed=2**64)}, "seed"),
+        ({"priority": 10**12}, "priority"),
+        ({"text": "\ud800"}, "surrogate"),
+    ],
+)
+async def test_a_bad_value_is_the_callers_error_and_frees_its_id(
+    start: Start, fields: dict[str, object], said: str
+) -> None:
+    generator = await start(LetterEngine())
+    for _ in range(2):
+        with pytest.raises(InvalidGeneration, match=said):
+            await collect(generator, ask(request_id="mine", **fields))
+    assert (await collect(generator, ask(request_id="mine")))[-1].finish_reason == "length"
+
+
+async def test_tenants_get_different_salts_and_priorities_reach_the_engine(start: Start) -> None:
+    engine = LetterEngine()
+    generator = await start(engine)
+    for tenant, priority in (("a", 0), ("b", 10), ("a", 20)):
+        await collect(generator, ask(tenant=tenant, priority=priority))
+    first, second, third = engine.seen
+    assert first.cache_salt == third.cache_salt != second.cache_salt
+    assert [first.priority, second.priority, third.priority] == [0, 10, 20]
+
+
+async def test_metrics_count_tokens_reasons_and_first_tokens(start: Start) -> None:
+    generator = await start(LetterEngine())
+    await collect(generator, ask(5))
+    await collect(generator, ask(100_000, deadline_s=0.05))
+    text = await generator.metrics_text()
+    assert 'graft_generator_requests_total{finish_reason="length"} 1.0' in text
+    assert 'graft_generator_requests_total{finish_reason="deadline"} 1.0' in text
+    assert "graft_generator_ttft_seconds_count 2.0" in text
+    assert "graft_generator_running 0.0" in text
+
+
+async def test_a_reader_whose_loop_is_gone_frees_its_slot(start: Start) -> None:
+    engine = LetterEngine()
+    generator = await start(engine)
+
+    chunks = generator.generate(ask(1_000_000))
+
+    def read_and_close_the_loop() -> None:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(anext(chunks))
+        loop.close()
+
+    await asyncio.to_thread(read_and_close_the_loop)
+    for _ in range(100):
+        if engine.aborted:
+            break
+        await asyncio.sleep(0.02)
+    assert len(engine.aborted) == 1
