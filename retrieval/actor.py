@@ -22,6 +22,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 from retrieval.config import PACKAGED_EMBEDDER, RetrievalConfig
 from retrieval.embedding import SentenceTransformerEmbedder
 from retrieval.errors import IndexUnavailable, IngestTimeout, UnknownDocument
+from retrieval.packed import PackedResult, pack, unpack
 from retrieval.requests import check_document, check_searches
 from retrieval.service import LocalRetrieval
 from retrieval.types import (
@@ -108,9 +109,9 @@ class IndexShardActor:
 
     async def search(
         self, requests: Sequence[SearchRequest], embedded: tuple[np.ndarray, float]
-    ) -> list[SearchResult]:
-        """Return results; `embedded` is what the embedder actor returned for the queries."""
-        return await (await self._retrieval()).search_vectors(requests, *embedded)
+    ) -> list[PackedResult]:
+        """Return results, packed; `embedded` is what the embedder actor returned for the queries."""
+        return pack(await (await self._retrieval()).search_vectors(requests, *embedded))
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Return what a `Retriever` or `DocumentStore` method of the shard returns."""
@@ -298,11 +299,12 @@ class ActorRetrieval:
             return []
         check_searches(requests, self._config)
         queries = [request.query for request in requests]
-        return await _answer(
+        packed = await _answer(
             "the index shard",
             self._config.call_timeout_s,
             lambda: self.shard.search.remote(requests, self.embedder.embed_queries.remote(queries)),
         )
+        return unpack(packed)
 
     async def passages(
         self, chunk_ids: Sequence[str], *, tenant: str = DEFAULT_TENANT
