@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from agents.asked import Asked
 from agents.config import AgentsConfig
-from agents.evidence import Evidence, EvidenceSet, content_stems
+from agents.evidence import Evidence, EvidenceSet
 from agents.sanitise import plain, safe
 from agents.sentences import sentences
 from agents.state import Citation
@@ -36,6 +36,13 @@ _DENIAL_REACH = 2
 
 MIN_SENTENCE_WORDS = 4
 """Fewer words are a fragment, which only makes sense as the answer itself."""
+
+_PAIR_COST = 0.15
+"""What two sentences must add to the support of one to be quoted instead."""
+_HINT_GAIN = 0.1
+"""What the model's own mark adds; it decides between near equals only."""
+_RANK_COST = 0.01
+"""What a place in the retriever's order takes away; it decides between equals."""
 
 _MIN_ORDER = 0.5
 """Least share of a statement's words that must follow one another as in the sentence."""
@@ -190,26 +197,18 @@ class Aligner:
         content = [word for word in claim.words if word.is_content]
         if not content:
             return None
-        # Several sentences each say something near a short claim; two together would say almost anything.
-        pools = (
-            [self._evidence.sentences] if claim.is_short else [self._evidence.sentences, self._evidence.pairs]
-        )
-        for pool in pools:
-            found = [
-                support
-                for evidence in pool
-                if (
-                    support := self._verbatim(claim, content, evidence)
-                    or self._stated(claim, content, evidence)
-                )
-            ]
-            if found:
-                return max(found, key=lambda support: self._preference(claim, support))
-        return None
-
-    def _preference(self, claim: _Claim, support: _Support) -> float:
-        hinted = 0.1 if support.evidence.rank + 1 in claim.hints else 0.0
-        return support.score + support.relevance + hinted - 0.01 * support.evidence.rank
+        candidates = [(evidence, 0.0) for evidence in self._evidence.sentences]
+        # Two sentences together say almost any short thing; a long one may join what two say.
+        if not claim.is_short:
+            candidates += [(evidence, _PAIR_COST) for evidence in self._evidence.pairs]
+        best: tuple[float, _Support] | None = None
+        for evidence, cost in candidates:
+            support = self._verbatim(claim, content, evidence) or self._stated(claim, content, evidence)
+            if support:
+                hinted = _HINT_GAIN if evidence.rank + 1 in claim.hints else 0.0
+                worth = support.score + support.relevance + hinted - cost - _RANK_COST * evidence.rank
+                best = (worth, support) if best is None or worth > best[0] else best
+        return best[1] if best else None
 
     def _is_relevant(self, claim: _Claim, support: _Support) -> bool:
         """Return whether the supporting sentence is about the question.
@@ -231,8 +230,7 @@ class Aligner:
             return None
         if not _contains(evidence.words, claim.words):
             return None
-        about = self._asked.stems - content_stems(claim.words)
-        return _Support(evidence, 1.0, self._evidence.relevance(about, evidence))
+        return _Support(evidence, 1.0, self._evidence.relevance(self._asked.stems, evidence))
 
     def _stated(self, claim: _Claim, content: Sequence[Word], evidence: Evidence) -> _Support | None:
         """A statement's numbers, names and most of its other words stand in the sentence, in its order."""

@@ -13,6 +13,8 @@ class AgentsConfig:
     """Passages shown to the model, 1 to 50."""
     num_candidates: int = 8
     """Hits asked of retrieval, before passages that repeat each other are removed; at least k_passages."""
+    max_query_chars: int = 2_000
+    """Characters sent to search, 1 to retrieval.max_query_chars; of a longer question the beginning."""
     max_answer_tokens: int = 128
     """Most tokens of an answer, 1 to 8,192."""
     temperature: float = 0.0
@@ -39,6 +41,7 @@ class AgentsConfig:
     def __post_init__(self) -> None:
         _within("k_passages", self.k_passages, 1, 50)
         _within("num_candidates", self.num_candidates, self.k_passages, 1_000)
+        _within("max_query_chars", self.max_query_chars, 1, 100_000)
         _within("max_answer_tokens", self.max_answer_tokens, 1, 8_192)
         _within("temperature", self.temperature, 0.0, 2.0)
         _within("max_question_chars", self.max_question_chars, 1, 100_000)

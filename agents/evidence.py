@@ -148,7 +148,7 @@ class EvidenceSet:
 
         Words in the sentence count in full; words in its heading and document name, and in its
         neighbours, count for less, and the neighbours of a sentence that points back count for more. The
-        root keeps words the passages lack ("meant", "kind of") from outweighing the topic, which they all hold.
+        root keeps words the passages lack ("meant") from outweighing the topic, which they all hold.
         """
         near_share = _ANAPHORA_SHARE if evidence.points_back else _NEAR_SHARE
         total = got = 0.0

@@ -25,6 +25,8 @@ def spent_meter(state: RagState, context: RunContext, spending: Spending) -> Sto
     Every node that spends calls this first and returns the result as `stop_reason`; the graph then routes to
     its closing nodes, which spend nothing and always answer with what there is.
     """
+    if ended := state.get("stop_reason"):
+        return ended
     budget = context.budget
     usage = state.get("usage", TokenUsage())
     if context.remaining_s <= 0:

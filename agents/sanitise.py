@@ -2,7 +2,7 @@
 
 An answer can carry what a hostile document told the model to write: an image whose address leaks the
 question, a link to a look-alike page, invisible instructions. Markup that fetches or navigates is
-removed; a bare address stays readable as code, which no Markdown renderer turns into a link.
+removed; a bare address loses its scheme ("https://"), without which no Markdown renderer makes it a link.
 """
 
 from __future__ import annotations
@@ -23,23 +23,17 @@ _REFERENCE = re.compile(r"\[([^\[\]]+)\]\[([^\[\]]*)\]")
 _DEFINITION = re.compile(r"^[ \t]{0,3}\[[^\[\]]+\]:[ \t]*\S+.*$", re.MULTILINE)
 _TAG = re.compile(
     r"</?(?:a|area|audio|base|body|button|embed|form|frame|frameset|head|html|iframe|image|img|input|link|math|"
-    r"meta|object|option|picture|portal|script|select|source|style|svg|textarea|track|video)\b[^<>]*(?:>|$)"
+    r"meta|object|option|picture|portal|script|select|source|style|svg|textarea|track|video)\b[^>]*(?:>|$)"
     r"|<!--.*?(?:-->|$)",
     re.IGNORECASE | re.DOTALL,
 )
-_ADDRESS = re.compile(
-    r"<?(`?)\b((?:[a-z][a-z0-9+.-]{1,15}://|www\.|(?:javascript|data|vbscript|mailto):)[^\s<>`]*[^\s<>`.,;:!?)\]'\"])(`?)>?",
-    re.IGNORECASE,
-)
+_AUTOLINK = re.compile(r"<([a-z][a-z0-9+.-]{1,31}:[^\s<>]*)>", re.IGNORECASE)
+_SCHEME = re.compile(r"(?:(?:https?|ftp)://|\bwww\.)(?=\S)", re.IGNORECASE)
 
 
 def plain(text: str) -> str:
     """Return the text without invisible characters; what is visible stays as it is."""
     return _INVISIBLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
-
-
-def _code(match: re.Match[str]) -> str:
-    return f"`{match.group(2)}`"
 
 
 def safe(text: str, targets: Collection[str] = ()) -> str:
@@ -60,14 +54,15 @@ def safe(text: str, targets: Collection[str] = ()) -> str:
         text = _REFERENCE.sub(
             lambda m: m.group() if m.group(1).isdigit() and m.group(2).isdigit() else m.group(1), text
         )
+        text = _AUTOLINK.sub(r"\1", text)
+        text = _SCHEME.sub("", text)
         if text == before:
-            break
-    return _ADDRESS.sub(_code, text)
+            return text
 
 
 # The tail of a draft that the next token could complete into something `safe` would change.
 _OPEN = re.compile(
-    r"(?:!?\[[^\[\]]*(?:\](?:[(\[][^)\]]*)?)?|!|<[^<>]*|`?[a-z][a-z0-9+.-]*:?/{0,2}[^\s]*|[^\s]*)$",
+    r"(?:!?\[[^\[\]]*(?:\](?:[(\[][^)\]]*)?)?|!|<(?=[a-z/!]|$)[^>]*|`?[a-z][a-z0-9+.-]*:?/{0,2}[^\s]*|[^\s]*)$",
     re.IGNORECASE,
 )
 _MAX_HELD_CHARS = 512

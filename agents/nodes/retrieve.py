@@ -56,7 +56,7 @@ async def retrieve(state: RagState, runtime: Runtime[RunContext]) -> dict[str, A
     context = runtime.context
     if reason := spent_meter(state, context, "retrieval"):
         return {"stop_reason": reason}
-    query = search_query(state["question"], state.get("turns", []))
+    query = search_query(state["question"], state.get("turns", []))[: context.config.max_query_chars]
     request = SearchRequest(
         query=query,
         k=context.config.num_candidates,
