@@ -90,7 +90,7 @@ class ChatTab:
                         label="Question",
                         show_label=False,
                         container=False,
-                        placeholder="Ask about your documents…",
+                        placeholder="Ask your documents…",
                         lines=1,
                         max_lines=6,
                         max_length=MAX_QUESTION_CHARS,
@@ -207,29 +207,30 @@ class ChatTab:
 
     async def start_new(self, request: gr.Request) -> Updates:
         """Return an empty conversation."""
-        self._leave(request)
+        await self._leave(request)
         return await self._conversation("")
 
     async def open_thread(self, request: gr.Request, event: gr.EventData) -> Updates:
         """Return a kept conversation."""
-        self._leave(request)
+        await self._leave(request)
         return await self._conversation(sent(event, "id") or "")
 
     async def delete_thread(self, request: gr.Request, event: gr.EventData, thread_id: str) -> Updates:
         """Remove a conversation; the open one stays open unless it is the one removed."""
         deleted_id = sent(event, "id") or ""
         if deleted_id == thread_id:
-            self._leave(request)
+            await self._leave(request)
         await self._graft.pipeline(self._graph).delete_thread(deleted_id)
         if deleted_id == thread_id:
             return await self._conversation("")
         return {self.threads: await self._thread_list(thread_id)}
 
-    def _leave(self, request: gr.Request) -> None:
-        """Stop the run of this browser and keep it from writing into the next conversation."""
+    async def _leave(self, request: gr.Request) -> None:
+        """Stop the run of this browser; when this returns, it writes no more into the page."""
         feed = self._feeds.pop(str(request.session_hash), None)
         if feed is not None:
             feed.stop()
+            await feed.wait_closed()
 
     async def _conversation(self, thread_id: str) -> Updates:
         turns = await self._turns(thread_id)

@@ -50,7 +50,7 @@ class LibraryTab:
                 )
                 self.files = gr.File(
                     elem_id="files",
-                    label="Add PDF, DOCX, Markdown, HTML or text files",
+                    label="Add PDF, DOCX, Markdown, HTML, text",
                     file_count="multiple",
                     height=132,
                     scale=2,

@@ -184,6 +184,7 @@ class RunFeed:
         self._events = cast(AsyncGenerator[RunEvent, None], events)
         self._inbox: asyncio.Queue[RunEvent | Exception | None] = asyncio.Queue()
         self._stopped = False
+        self._closed = asyncio.Event()
         self._began_s = time.monotonic()
 
     @property
@@ -195,6 +196,10 @@ class RunFeed:
         """End the run: its stream is closed, and the last view keeps what was written."""
         self._stopped = True
         self._inbox.put_nowait(None)
+
+    async def wait_closed(self) -> None:
+        """Return once whoever reads the views has let go of them and the stream is closed."""
+        await self._closed.wait()
 
     async def views(self) -> AsyncGenerator[RunView, None]:
         """Yield the view at least every heartbeat until the run has ended; closing this closes the run."""
@@ -209,6 +214,7 @@ class RunFeed:
         finally:
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)
+            self._closed.set()
 
     async def _receive(self) -> None:
         """Wait for one event or a heartbeat, then take what arrives within the gap."""
@@ -291,7 +297,11 @@ def _written(answer: str, citations: Sequence[Citation]) -> str:
     if not answer.strip():
         return ""
     made = chips(citations)
-    return f'<div class="answer">{render(answer, made.get)}{source_row(citations)}</div>'
+    copy = '<button type="button" class="copy">Copy</button>'
+    return (
+        f'<div class="answer"><div class="said">{render(answer, made.get)}</div>'
+        f'<div class="pills">{source_row(citations)}{copy}</div></div>'
+    )
 
 
 def _note(kind: str, text: str, role: str) -> str:

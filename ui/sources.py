@@ -57,7 +57,9 @@ def quote_hash(quote: str) -> str:
 
 def chip(citation: Citation) -> str:
     """Return the clickable number of a citation."""
-    return _opener(citation, "cite", str(citation.number), f"Source {citation.number}: {_where(citation)}")
+    # The brackets have no size on the page, but stand in what a person selects and copies.
+    number = f"<i>[</i>{citation.number}<i>]</i>"
+    return _opener(citation, "cite", number, f"Source {citation.number}: {_where(citation)}")
 
 
 def chips(citations: Sequence[Citation]) -> dict[int, str]:
@@ -66,7 +68,7 @@ def chips(citations: Sequence[Citation]) -> dict[int, str]:
 
 
 def source_row(citations: Sequence[Citation]) -> str:
-    """Return one line that names every cited document, to stand under an answer."""
+    """Return the buttons that name every cited document, to stand under an answer."""
     pills = "".join(
         _opener(
             citation,
@@ -76,7 +78,7 @@ def source_row(citations: Sequence[Citation]) -> str:
         )
         for citation in citations
     )
-    return f'<div class="pills" aria-label="Sources">{pills}</div>' if pills else ""
+    return pills
 
 
 def quote_list(citations: Sequence[Citation]) -> str:

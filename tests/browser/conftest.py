@@ -138,5 +138,5 @@ def _note(watched: Watched, kind: str, text: str) -> None:
 
 
 def _note_request(watched: Watched, home: str, url: str) -> None:
-    if not url.startswith((home, "data:", "blob:", "about:")):
+    if not url.startswith((home, "data:", "blob:")):
         watched.strangers.append(url)

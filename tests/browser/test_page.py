@@ -60,7 +60,7 @@ def test_answer_streams_with_steps_then_cites(open_page: OpenPage, fake_server):
     wait_idle(page)
     expect(page.locator("#chat .answer.draft")).to_have_count(0)
     expect(page.locator("#chat .thought-group .title")).to_contain_text("Read 4 passages")
-    expect(page.locator("#chat button.cite").first).to_have_text("1")
+    expect(page.locator("#chat button.cite").first).to_have_text("[1]")
     expect(page.locator("#sources .card").first).to_contain_text("paged-attention.pdf")
     expect(page.locator("#sources .card").first).to_contain_text("p. 1")
     expect(page.locator("#threads li[aria-current]")).to_contain_text(QUESTION)
@@ -97,6 +97,20 @@ def test_source_card_opens_with_the_keyboard(open_page: OpenPage, fake_server):
     expect(page.locator("#reader h2")).to_have_text("cacheblend.md")
     expect(page.locator("#reader mark")).to_be_in_viewport()
     expect(page.locator("#reader .close")).to_be_focused()
+
+
+def test_answer_is_copied_with_its_sources(open_page: OpenPage, fake_server):
+    page = open_page(fake_server.url)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    ask(page, "How does Self-RAG decide when to retrieve?")
+    wait_idle(page)
+    page.locator("#chat button.copy").click()
+    expect(page.locator("#chat button.copy")).to_have_text("Copied")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith(
+        "Self-RAG trains a model to emit reflection tokens that decide when to retrieve. [1]"
+    )
+    assert "\n[1] self-rag.html" in copied
 
 
 def test_abstention_does_not_look_like_an_answer(open_page: OpenPage, fake_server):
@@ -147,7 +161,7 @@ def test_closed_tab_ends_its_run(open_page: OpenPage, fake_server):
     expect(page.locator("#chat .answer.draft")).to_be_visible()
     run = graft.rag.runs[-1]
     assert not run.closed
-    page.goto("about:blank")
+    page.close()
     assert eventually(lambda: run.closed, 15.0)
     assert run.num_tokens < 2_000
 

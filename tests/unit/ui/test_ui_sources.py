@@ -63,7 +63,18 @@ def test_hostile_documents_are_only_text(hostile: str):
 def test_hostile_names_and_quotes_are_only_text(hostile: str, show):
     page = Page(show(citation(quote=hostile, name=hostile)))
     allowed = {"type", "class", "value", "title", "aria-label"}
-    assert {tag for tag, _ in page.tags} <= {"button", "b", "span", "q", "div", "ol", "li", "section", "h2"}
+    assert {tag for tag, _ in page.tags} <= {
+        "button",
+        "b",
+        "i",
+        "span",
+        "q",
+        "div",
+        "ol",
+        "li",
+        "section",
+        "h2",
+    }
     assert {name for _, attributes in page.tags for name in attributes} <= allowed
 
 
