@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agents.errors import InvalidQuestion
@@ -17,6 +20,10 @@ from graft.errors import AccessDenied
 from graft.wire import OURS, error_to_json
 from serving.errors import Overloaded
 
+T = TypeVar("T")
+
+CLIENT_LEFT = 499
+"""Status of a request whose client has left; nobody reads it but the access log."""
 OPEN_PATHS = ("/healthz", "/login")
 """Answered without authorisation: they tell nothing about documents."""
 
@@ -24,7 +31,7 @@ OPEN_PATHS = ("/healthz", "/login")
 class Guard:
     """Refuses requests that may not pass, before any handler sees them.
 
-    It is plain ASGI, so a client that leaves still cancels the handler, and websockets are covered.
+    It is plain ASGI, so handlers still learn of a client that leaves, and websockets are covered.
     """
 
     def __init__(self, app: ASGIApp, access: Access, max_body_bytes: int) -> None:
@@ -97,6 +104,36 @@ def event_stream(lines: AsyncIterator[str], admission: Admission) -> StreamingRe
             admission.__exit__()
 
     return StreamingResponse(guarded(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return what the work returns, or cancel it when the client leaves before.
+
+    A server does not cancel the handler of a client that has left: a run would go on for nobody.
+
+    Args:
+        request: Its body has been read.
+        work: Whatever it has begun must end when it is cancelled.
+
+    Raises:
+        HTTPException: The client has left.
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_until_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise HTTPException(CLIENT_LEFT, "the client has left")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait({working, leaving})
+
+
+async def _until_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def sse(data: Any) -> str:

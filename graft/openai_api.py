@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from agents.events import RunFinished, Token
 from agents.state import ChatTurn, RunResult
-from graft.admission import Admission, event_stream, sse
+from graft.admission import Admission, event_stream, sse, while_connected
 from graft.sdk import AsyncGraft
 from graft.wire import answer_to_json
 from serving.errors import InvalidGeneration
@@ -86,19 +86,19 @@ def openai_router(graft: AsyncGraft, admission: Admission) -> APIRouter:
         }
 
     @router.post("/chat/completions", response_model=None)
-    async def completions(body: ChatBody) -> Any:
+    async def completions(request: Request, body: ChatBody) -> Any:
         if body.model.startswith(PREFIX):
-            return await _graph(graft, admission, body)
+            return await _graph(graft, admission, request, body)
         model_id = (await graft.generator.info()).model_id
         if body.model != model_id:
             known = ", ".join([PREFIX + name for name in graft.graphs()] + [model_id])
             raise InvalidGeneration(f"unknown model {body.model!r}; this platform has: {known}")
-        return await _bare(graft, admission, body)
+        return await _bare(graft, admission, request, body)
 
     return router
 
 
-async def _graph(graft: AsyncGraft, admission: Admission, body: ChatBody) -> Any:
+async def _graph(graft: AsyncGraft, admission: Admission, request: Request, body: ChatBody) -> Any:
     pipeline = graft.pipeline(body.model.removeprefix(PREFIX))
     *earlier, last = [
         message for message in body.messages if message.role in ("user", "assistant")
@@ -109,7 +109,7 @@ async def _graph(graft: AsyncGraft, admission: Admission, body: ChatBody) -> Any
     frame = _Frame(body.model)
     if not body.stream:
         with admission:
-            result = await pipeline.invoke(last.text, history=history)
+            result = await while_connected(request, pipeline.invoke(last.text, history=history))
         message = {"role": "assistant", "content": result.answer, "annotations": _annotations(result)}
         return frame.whole(message, _finish(result), result.usage) | {"graft": answer_to_json(result)}
 
@@ -132,21 +132,18 @@ async def _graph(graft: AsyncGraft, admission: Admission, body: ChatBody) -> Any
     return event_stream(lines(), admission)
 
 
-async def _bare(graft: AsyncGraft, admission: Admission, body: ChatBody) -> Any:
-    request = GenerateRequest(chat_prompt([_turn(message) for message in body.messages]), _sampling(body))
+async def _bare(graft: AsyncGraft, admission: Admission, request: Request, body: ChatBody) -> Any:
+    wanted = GenerateRequest(chat_prompt([_turn(message) for message in body.messages]), _sampling(body))
     frame = _Frame(body.model)
     if not body.stream:
-        text, end = "", GeneratedChunk("")
         with admission:
-            async with aclosing(graft.generator.generate(request)) as chunks:  # pyright: ignore
-                async for end in chunks:
-                    text += end.text
+            text, end = await while_connected(request, _whole(graft, wanted))
         finish = "length" if end.finish_reason == "length" else "stop"
         return frame.whole({"role": "assistant", "content": text}, finish, end.usage or TokenUsage())
 
     async def lines() -> AsyncIterator[str]:
         yield frame.line({"role": "assistant", "content": ""})
-        async with aclosing(graft.generator.generate(request)) as chunks:  # pyright: ignore
+        async with aclosing(graft.generator.generate(wanted)) as chunks:  # pyright: ignore
             async for chunk in chunks:
                 finish = chunk.finish_reason and ("length" if chunk.finish_reason == "length" else "stop")
                 yield frame.line({"content": chunk.text}, finish)
@@ -155,6 +152,15 @@ async def _bare(graft: AsyncGraft, admission: Admission, body: ChatBody) -> Any:
         yield "data: [DONE]\n\n"
 
     return event_stream(lines(), admission)
+
+
+async def _whole(graft: AsyncGraft, wanted: GenerateRequest) -> tuple[str, GeneratedChunk]:
+    """Return all text of a generation and its last chunk."""
+    text, end = "", GeneratedChunk("")
+    async with aclosing(graft.generator.generate(wanted)) as chunks:  # pyright: ignore
+        async for end in chunks:
+            text += end.text
+    return text, end
 
 
 class _Frame:

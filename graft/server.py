@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from agents.budget import Budget
 from agents.state import ChatTurn
 from graft.access import TOKEN_COOKIE, Access
-from graft.admission import Admission, Guard, event_stream, sse
+from graft.admission import Admission, Guard, event_stream, sse, while_connected
 from graft.config import ServerConfig
 from graft.sdk import AsyncGraft
 from graft.wire import OURS, answer_to_json, error_to_json, event_to_json, status_of, to_json
@@ -87,9 +87,10 @@ def api_router(graft: AsyncGraft, admission: Admission, config: ServerConfig) ->
         return {"passages": [item and to_json(item) for item in await graft.passages(body.chunk_ids)]}
 
     @router.post("/ask")
-    async def ask(body: RunBody) -> Any:
+    async def ask(request: Request, body: RunBody) -> Any:
         with admission:
-            return answer_to_json(await graft.pipeline(body.graph).invoke(**_run_arguments(body)))
+            run = graft.pipeline(body.graph).invoke(**_run_arguments(body))
+            return answer_to_json(await while_connected(request, run))
 
     @router.post("/runs")
     async def runs(body: RunBody) -> StreamingResponse:
