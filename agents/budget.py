@@ -10,7 +10,7 @@ class Budget:
     """Limits of one run; the first meter to run out routes to one final, tool-free answer."""
 
     max_steps: int = 12
-    """Supersteps of the graph; also sets LangGraph's recursion limit."""
+    """Supersteps that may search or write; the few that end a run come on top. Sets LangGraph's limit."""
     max_model_calls: int = 8
     """Generations."""
     max_retrievals: int = 8

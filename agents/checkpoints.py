@@ -147,6 +147,10 @@ class ThreadStore:
             async with self.saver.lock:
                 await self.saver.conn.execute("DELETE FROM threads WHERE key = ?", (key,))
                 await self.saver.conn.commit()
+        if keys:
+            # The log still holds what was deleted until it is emptied.
+            async with self.saver.lock:
+                await self.saver.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _title(question: str) -> str:
@@ -179,6 +183,8 @@ async def open_threads(
         saver = AsyncSqliteSaver(connection, serde=serde)
         try:
             await connection.execute("PRAGMA busy_timeout = 5000")
+            # What is deleted is overwritten, not left in free pages.
+            await connection.execute("PRAGMA secure_delete = ON")
             await saver.setup()
             await connection.executescript(_SCHEMA)
             await connection.commit()

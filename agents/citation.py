@@ -149,21 +149,18 @@ def _order(claim: Sequence[str], held: Sequence[str]) -> float:
 class Aligner:
     """Finds the support of claims in the passages of one run."""
 
-    def __init__(
-        self, question: str, evidence: EvidenceSet, config: AgentsConfig, *, before: str = ""
-    ) -> None:
+    def __init__(self, asked: Asked, evidence: EvidenceSet, config: AgentsConfig) -> None:
         """Prepare for one question.
 
         Args:
-            question: The user's words.
+            asked: The question.
             evidence: Sentences of the passages shown to the model.
             config: Thresholds.
-            before: The user's turn before this one; consulted when the question says too little itself.
         """
         self._config = config
         self._evidence = evidence
-        self._asked = Asked.read(question, before)
-        best = max((evidence.relevance(self._asked.stems, one) for one in evidence.sentences), default=0.0)
+        self._asked = asked
+        best = max((evidence.relevance(asked.stems, one) for one in evidence.sentences), default=0.0)
         self._short_relevance = max(config.short_relevance_threshold, config.short_relevance_ratio * best)
 
     def align(self, draft: str) -> Alignment:

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from agents.asked import Asked
 from agents.citation import cite
-from agents.evidence import EvidenceSet, content_stems
+from agents.evidence import EvidenceSet
 from agents.sanitise import safe
 from agents.state import Citation
-from agents.words import words
 
 _RANK_WEIGHT = 0.15
 """How much the retriever's order weighs against a sentence's own words."""
 
 
 def best_quotes(
-    question: str, evidence: EvidenceSet, *, num_quotes: int, threshold: float
+    asked: Asked, evidence: EvidenceSet, *, num_quotes: int, threshold: float
 ) -> tuple[Citation, ...]:
     """Return the sentences most about the question, best first, numbered from 1.
 
     The best sentence of the best passage is always among them, since retrieval may have found by meaning
     what shares no word with the question; others need `threshold` of the question's weight.
     """
-    asked = content_stems(words(question))
     scored = [
-        (evidence.relevance(asked, sentence) + _RANK_WEIGHT / (1 + sentence.rank), -order, sentence)
+        (evidence.relevance(asked.stems, sentence) + _RANK_WEIGHT / (1 + sentence.rank), -order, sentence)
         for order, sentence in enumerate(evidence.sentences)
         if sentence.words
     ]
@@ -32,7 +31,7 @@ def best_quotes(
     chosen: list[Citation] = []
     has_best_passage = False
     for _, _, sentence in scored:
-        relevance = evidence.relevance(asked, sentence)
+        relevance = evidence.relevance(asked.stems, sentence)
         is_first_of_best = sentence.rank == 0 and not has_best_passage
         if relevance < threshold and not is_first_of_best:
             continue

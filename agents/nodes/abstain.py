@@ -6,10 +6,11 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
+from agents.asked import Asked
 from agents.context import RunContext
 from agents.events import Cited
 from agents.evidence import EvidenceSet
-from agents.nodes.retrieve import passages_of
+from agents.nodes.retrieve import asked_before, passages_of
 from agents.quotes import best_quotes, quoted
 from agents.state import RagState, StopReason
 
@@ -42,7 +43,7 @@ async def abstain(state: RagState, runtime: Runtime[RunContext]) -> dict[str, An
     passages = await passages_of(state, runtime)
     reason = state.get("stop_reason")
     citations = best_quotes(
-        state["question"],
+        Asked.read(state["question"], asked_before(state.get("turns", []))),
         EvidenceSet(passages),
         num_quotes=context.config.num_quotes,
         threshold=context.config.quote_threshold,

@@ -6,27 +6,21 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
+from agents.asked import Asked
 from agents.citation import Aligner
 from agents.context import RunContext
 from agents.events import Cited, Warned
 from agents.evidence import EvidenceSet
-from agents.nodes.retrieve import passages_of
-from agents.state import ChatTurn, RagState
-
-
-def asked_before(turns: list[ChatTurn]) -> str:
-    """Return the user's turn before the current one, empty for a first question."""
-    asked = [turn.text for turn in turns if turn.role == "user"]
-    return asked[-2] if len(asked) >= 2 else ""
+from agents.nodes.retrieve import asked_before, passages_of
+from agents.state import RagState
 
 
 async def cite(state: RagState, runtime: Runtime[RunContext]) -> dict[str, Any]:
     """Return the answer with its citations, or an empty answer when the passages support none of it."""
     context = runtime.context
     passages = await passages_of(state, runtime)
-    aligner = Aligner(
-        state["question"], EvidenceSet(passages), context.config, before=asked_before(state.get("turns", []))
-    )
+    asked = Asked.read(state["question"], asked_before(state.get("turns", [])))
+    aligner = Aligner(asked, EvidenceSet(passages), context.config)
     aligned = aligner.align(state.get("draft", ""))
     if not aligned.answer:
         return {"answer": "", "citations": []}

@@ -15,6 +15,12 @@ from agents.state import ChatTurn, RagState
 from retrieval.types import Hit, Passage, SearchRequest, SearchResult
 
 
+def asked_before(turns: list[ChatTurn]) -> str:
+    """Return the user's turn before the current one, empty for a first question."""
+    asked = [turn.text for turn in turns if turn.role == "user"]
+    return asked[-2] if len(asked) >= 2 else ""
+
+
 def search_query(question: str, turns: list[ChatTurn]) -> str:
     """Return the search string: the question, and for a follow-up also what the user asked before.
 
@@ -22,8 +28,8 @@ def search_query(question: str, turns: list[ChatTurn]) -> str:
     call and without the answer's possible mistakes; the question stands first, where an embedder that cuts
     long texts keeps it. A change of subject pays for this with some noise.
     """
-    asked = [turn.text for turn in turns if turn.role == "user"]
-    return f"{question}\n{asked[-2]}" if len(asked) >= 2 else question
+    before = asked_before(turns)
+    return f"{question}\n{before}" if before else question
 
 
 def choose(result: SearchResult, k: int) -> tuple[tuple[Hit, ...], tuple[Passage, ...]]:

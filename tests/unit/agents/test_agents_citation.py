@@ -7,6 +7,7 @@ from fakes_agents import passage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agents.asked import Asked
 from agents.citation import Aligner, Alignment
 from agents.config import AgentsConfig
 from agents.evidence import EvidenceSet
@@ -26,7 +27,7 @@ def align(question: str, draft: str, *texts: str | Passage, before: str = "") ->
         text if isinstance(text, Passage) else passage(text, document=f"file-{i}.md", start=100 * i)
         for i, text in enumerate(texts)
     ]
-    return Aligner(question, EvidenceSet(passages), AgentsConfig(), before=before).align(draft)
+    return Aligner(Asked.read(question, before), EvidenceSet(passages), AgentsConfig()).align(draft)
 
 
 @pytest.mark.parametrize(
@@ -244,8 +245,8 @@ def test_a_quote_is_always_the_documents_text(document: str, cut: int, question:
         Passage("c1", "d", "d.md", "l", document[cut:], cut, len(document)),
     ]
     evidence = EvidenceSet(passages)
-    aligned = Aligner(question, evidence, AgentsConfig()).align(draft)
-    quotes = best_quotes(question, evidence, num_quotes=3, threshold=0.2)
+    aligned = Aligner(Asked.read(question), evidence, AgentsConfig()).align(draft)
+    quotes = best_quotes(Asked.read(question), evidence, num_quotes=3, threshold=0.2)
     for citations in (aligned.citations, quotes):
         assert [citation.number for citation in citations] == list(range(1, len(citations) + 1))
         for citation in citations:
@@ -260,7 +261,9 @@ def test_quotes_are_about_the_question_and_never_double():
     chunk = passage(PAGED)
     overlap = passage(PAGED[20:], ordinal=1, start=20)
     evidence = EvidenceSet([chunk, overlap, passage("Cats sleep a lot.", document="cats.md")])
-    quotes = best_quotes("How many tokens does a block hold?", evidence, num_quotes=3, threshold=0.2)
+    quotes = best_quotes(
+        Asked.read("How many tokens does a block hold?"), evidence, num_quotes=3, threshold=0.2
+    )
     assert quotes[0].quote == "It stores keys and values in blocks of 16 tokens."
     assert len({quote.quote for quote in quotes}) == len(quotes)
     assert all("Cats" not in quote.quote for quote in quotes)
@@ -268,8 +271,8 @@ def test_quotes_are_about_the_question_and_never_double():
 
 def test_the_best_passage_is_quoted_even_without_a_shared_word():
     evidence = EvidenceSet([passage("Felines rest for most of the day.")])
-    assert len(best_quotes("Do cats sleep?", evidence, num_quotes=3, threshold=0.2)) == 1
+    assert len(best_quotes(Asked.read("Do cats sleep?"), evidence, num_quotes=3, threshold=0.2)) == 1
 
 
 def test_no_passages_give_no_quotes():
-    assert best_quotes("Do cats sleep?", EvidenceSet([]), num_quotes=3, threshold=0.2) == ()
+    assert best_quotes(Asked.read("Do cats sleep?"), EvidenceSet([]), num_quotes=3, threshold=0.2) == ()
