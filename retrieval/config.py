@@ -28,7 +28,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "max_document_chars": (1, 1_000_000_000),
     "max_document_chunks": (1, 1_000_000),
     "read_timeout_s": (0.1, 86_400),
-    "read_memory_bytes": (256 * MIB, 1024 * 1024 * MIB),
+    "read_memory_bytes": (128 * MIB, 1024 * 1024 * MIB),
     "gather_max_rows": (0, 10_000_000),
     "call_timeout_s": (0.1, 86_400),
 }

@@ -75,9 +75,10 @@ class ReadingProcess:
     def _ask(self, name: str, header: dict[str, Any], body: bytes = b"") -> tuple[dict[str, Any], bytes]:
         with self._lock:
             child = self._ensure_child()
-            answer = None
-            with self._deadline(child) as expired, contextlib.suppress(BrokenPipeError):
-                send(cast(BinaryIO, child.stdin), header, body)
+            with self._deadline(child) as expired:
+                # A child that gives up in the middle of a file has already written why.
+                with contextlib.suppress(BrokenPipeError):
+                    send(cast(BinaryIO, child.stdin), header, body)
                 answer = receive(cast(BinaryIO, child.stdout))
             if answer is None:
                 code = self._discard()

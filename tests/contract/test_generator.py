@@ -206,16 +206,24 @@ async def test_a_request_id_can_be_used_again_once_it_has_ended(generator: Gener
         assert (await collect(generator, request))[-1].finish_reason in ("stop", "length")
 
 
-async def test_a_full_queue_refuses_and_loses_nothing_accepted(generator: Generator) -> None:
+async def test_a_full_queue_refuses_and_drains_when_its_callers_leave(generator: Generator) -> None:
     config = ServingConfig()
     capacity = config.max_num_seqs + config.max_queued_requests
-    requests = [ask(f"{i}", sampling=replace(LONG, max_tokens=3, seed=i)) for i in range(capacity + 24)]
-    answers = await asyncio.gather(
-        *(collect(generator, request) for request in requests), return_exceptions=True
-    )
-    refused = [answer for answer in answers if isinstance(answer, Overloaded)]
-    served = [answer for answer in answers if isinstance(answer, list)]
-    assert refused, "more requests than slots and queue hold were accepted"
-    assert len(refused) + len(served) == len(requests)
-    assert all(error.retry_after_s > 0 for error in refused)
-    assert all(chunks[-1].finish_reason in ("stop", "length") for chunks in served)
+    before = await generator.stats()
+    tasks: list[asyncio.Task[list[GeneratedChunk]]] = []
+    refused: list[BaseException] = []
+    # Some may end by themselves while others arrive; a generator that never refuses exhausts the range.
+    for i in range(4 * capacity):
+        tasks.append(asyncio.create_task(collect(generator, ask(f"{i}", sampling=replace(LONG, seed=i)))))
+        if i >= capacity:
+            await asyncio.sleep(0.01)
+        refused = [error for task in tasks if task.done() and (error := task.exception()) is not None]
+        if refused:
+            break
+    assert refused, f"{len(tasks)} requests were accepted, the limit is {capacity}"
+    assert all(isinstance(error, Overloaded) and error.retry_after_s > 0 for error in refused)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    after = await settled(generator, before.num_cancelled + 1)
+    assert (after.num_running, after.num_waiting) == (0, 0)

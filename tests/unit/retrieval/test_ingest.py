@@ -16,7 +16,9 @@ from fakes_retrieval import HashEmbedder
 
 from retrieval import ingest
 from retrieval.config import RetrievalConfig
-from retrieval.errors import IndexUnavailable, IngestTimeout, UnknownDocument
+from retrieval.errors import IndexUnavailable, IngestTimeout, UnknownDocument, UnreadableDocument
+from retrieval.model_files import model_folder, tokenizer_file
+from retrieval.reading import ReadingProcess
 from retrieval.service import LocalRetrieval
 from retrieval.types import Document, DocumentState, SearchRequest
 
@@ -169,12 +171,14 @@ async def test_reader_that_hangs_is_killed_in_time(tmp_path: Path) -> None:
         assert "took longer than read_timeout_s=0.5" in (failed.error or "")
 
 
-async def test_reader_out_of_memory_names_the_limit(tmp_path: Path) -> None:
-    config = RetrievalConfig(read_memory_bytes=256 * 1024 * 1024, max_document_chars=10**9)
-    async with await LocalRetrieval.open(tmp_path, config, HashEmbedder()) as retrieval:
-        failed = await _settle(retrieval, await retrieval.add("wide.txt", b"x" * 100_000_000))
-        assert "read_memory_bytes=268,435,456" in (failed.error or "")
-        assert (await _settle(retrieval, await retrieval.add("a.txt", b"apple"))).state is DocumentState.READY
+@pytest.mark.parametrize("num_bytes", [60_000_000, 120_000_000])
+def test_reader_out_of_memory_names_the_limit_and_is_replaced(num_bytes: int) -> None:
+    config = RetrievalConfig(read_memory_bytes=128 * 1024 * 1024)
+    reading = ReadingProcess(config, tokenizer_file(model_folder(config.embedder)))
+    with pytest.raises(UnreadableDocument, match="needs more than read_memory_bytes=134,217,728"):
+        reading.read("wide.txt", b"x" * num_bytes)
+    assert reading.read("a.txt", b"apple")[1].text == "apple"
+    reading.close()
 
 
 async def test_too_many_chunks_are_refused_by_the_limit(tmp_path: Path) -> None:
