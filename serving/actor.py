@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import ray
 from serving.client import ActorGenerator
 from serving.config import ServingConfig
 from serving.environment import engine_environment
+from serving.errors import ServingError
 from serving.generator import GeneratorHealth, LocalGenerator
 from serving.sessions import Delivery, Sessions
 from serving.types import GenerateRequest, GeneratorInfo, GeneratorStats, Prompt
@@ -47,6 +49,12 @@ class GeneratorActor:
         self._generator = LocalGenerator(config)
         self._sessions = Sessions(self._generator)
         self._watch: asyncio.Task[None] | None = None
+        # After a restart nobody calls `ready`: the engine loads while callers still learn of the death.
+        self._beginning = asyncio.create_task(self._begin())
+
+    async def _begin(self) -> None:
+        with suppress(ServingError):  # `ready` and `health` tell it to whoever asks
+            await self.ready()
 
     async def ready(self) -> ActorReady:
         """Start the engine unless it runs; returns where the time went."""

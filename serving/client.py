@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STOP_S = 10.0
+"""Longest wait for an orderly stop; the actor is removed then."""
+SILENCE_S = 60.0
+"""An actor that has not answered a poll for this long counts as lost; it answers idle ones in 10 s."""
 LOST = (
     "The generator actor has restarted and this request is lost; send it again. "
     "If it keeps dying, look at its log and at the free memory."
@@ -97,11 +102,10 @@ class ActorGenerator:
 
     async def stop(self) -> None:
         """Stop the engine and remove the actor; safe to call twice."""
-        try:
-            await call(self.actor.stop.remote())
-        except GeneratorUnavailable:
-            return
-        ray.kill(self.actor)
+        with suppress(GeneratorUnavailable, TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                await call(self.actor.stop.remote())
+        ray.kill(self.actor)  # also one that is restarting, which would otherwise come back
 
 
 async def call(ref: Any) -> Any:
@@ -159,6 +163,7 @@ class _Link:
         self._numbers = itertools.count()
         self._inboxes: dict[int, _Inbox] = {}
         self._poller: asyncio.Task[None] | None = None
+        self._confirming: set[asyncio.Task[None]] = set()
         self.broken = False
         """True once the session is lost; the next request opens another."""
 
@@ -176,9 +181,11 @@ class _Link:
     def submit(self, request: GenerateRequest) -> tuple[int, _Inbox]:
         number = next(self._numbers)
         inbox = self._inboxes[number] = _Inbox()
-        accepted = self._actor.submit.remote(self._session_id, number, request)
-        # Only a lost session fails here, and the poll that follows learns of it too.
-        accepted.future().add_done_callback(_retrieve)
+        confirming = asyncio.create_task(
+            self._confirm(number, self._actor.submit.remote(self._session_id, number, request))
+        )
+        self._confirming.add(confirming)
+        confirming.add_done_callback(self._confirming.discard)
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
         return number, inbox
@@ -188,18 +195,32 @@ class _Link:
         if self._inboxes.pop(number, None) is not None:
             self._actor.cancel.remote(self._session_id, number)
 
+    async def _confirm(self, number: int, accepted: Any) -> None:
+        try:
+            await call(accepted)
+        except SessionLost:
+            self._fail(GeneratorUnavailable(LOST))
+        except (GeneratorUnavailable, RayTaskError) as error:
+            self._deliver(Delivery(number, None, _unavailable(error)))
+
     async def _poll(self) -> None:
         try:
             while self._inboxes:
-                for delivery in await call(self._actor.poll.remote(self._session_id)):
+                async with asyncio.timeout(SILENCE_S):
+                    deliveries = await call(self._actor.poll.remote(self._session_id))
+                for delivery in deliveries:
                     self._deliver(delivery)
         except SessionLost:
             self._fail(GeneratorUnavailable(LOST))
-        except GeneratorUnavailable as error:
-            self._fail(error)
-        except RayTaskError as error:
-            logger.exception("polling the generator failed")
-            self._fail(GeneratorUnavailable(f"The generator actor failed ({error}); its log has more."))
+        except TimeoutError:
+            self._fail(
+                GeneratorUnavailable(
+                    f"The generator actor has not answered for {SILENCE_S:.0f} s; send the request again, "
+                    "or restart the platform if this goes on."
+                )
+            )
+        except (GeneratorUnavailable, RayTaskError) as error:
+            self._fail(_unavailable(error))
 
     def _deliver(self, delivery: Delivery) -> None:
         inbox = self._inboxes.get(delivery.number)
@@ -216,7 +237,8 @@ class _Link:
             inbox.put(Delivery(number, None, error))
 
 
-def _retrieve(future: Any) -> None:
-    """Take a future's exception, so that nobody logs it as never retrieved."""
-    if not future.cancelled():
-        future.exception()
+def _unavailable(error: Exception) -> GeneratorUnavailable:
+    if isinstance(error, GeneratorUnavailable):
+        return error
+    logger.error("the generator actor failed", exc_info=error)
+    return GeneratorUnavailable(f"The generator actor failed ({error}); its log has more.")

@@ -240,6 +240,10 @@ class LocalGenerator:
     def health(self) -> GeneratorHealth:
         """Return whether it can answer."""
         failure = self._driver.failure if self._driver is not None else None
+        started = self._starting
+        if failure is None and started is not None and started.done() and not started.cancelled():
+            error = started.exception()
+            failure = str(error) if error is not None else None
         if failure is not None:
             return GeneratorHealth("failed", failure)
         if self._stopped:

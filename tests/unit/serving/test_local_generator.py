@@ -69,7 +69,7 @@ async def test_a_slow_reader_gets_what_has_piled_up_as_one_chunk(start: Start) -
     generator = await start(engine)
     async with aclosing(generator.generate(ask(300))) as chunks:
         first = await anext(chunks)
-        while engine.busy():
+        while engine.busy():  # noqa: ASYNC110 - it runs in a thread of its own
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         rest = await anext(chunks)
@@ -101,6 +101,8 @@ async def test_a_missing_model_folder_is_named() -> None:
     generator = LocalGenerator(ServingConfig(model="./no-such-folder"))
     with pytest.raises(ModelUnusable, match="no-such-folder"):
         await generator.start()
+    assert generator.health().status == "failed"
+    assert "no-such-folder" in generator.health().detail
 
 
 async def test_an_engine_that_dies_fails_every_request_and_shows_in_health(start: Start) -> None:
