@@ -23,6 +23,8 @@ GRAFT = Path(sys.executable).with_name("graft")
 START_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 60.0
+SETTLE_S = 5.0
+"""How long Ray's daemons may outlive the process that started them."""
 STAGE_DONE = re.compile(r"^\s*(\w+)\s+([\d.]+) s\s", re.MULTILINE)
 
 
@@ -131,7 +133,7 @@ class LaunchedPlatform:
             os.killpg(self.process.pid, signal.SIGINT)  # a terminal signals the whole group
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_TIMEOUT_S)
-        left = [process for process in everything if _lives(process)]
+        _, left = psutil.wait_procs(everything, timeout=SETTLE_S)
         names = [f"{process.pid} {process.name()}" for process in left if _lives(process)]
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
