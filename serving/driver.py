@@ -30,6 +30,8 @@ class EngineRequest:
     """`max_tokens` fits the context window."""
     cache_salt: str
     """KV blocks are shared only between requests of equal salt."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the generation; the last one is reported, its text is not."""
     priority: int = 0
     """Lower runs sooner."""
 

@@ -197,6 +197,7 @@ class LocalGenerator:
             token_ids=token_ids,
             sampling=replace(request.sampling, max_tokens=max_tokens),
             cache_salt=_tenant_salt(request.tenant),
+            stop_token_ids=self._tokenizer.end_ids if self._tokenizer is not None else (),
             priority=request.priority,
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from serving.errors import ModelUnusable
-from serving.prompt import CONTROL_TOKENS, TURN_END, encode_prompt
+from serving.prompt import CONTROL_TOKENS, END_OF_TEXT, TURN_END, encode_prompt
 from serving.types import Prompt
 
 CACHED_SEGMENTS = 4096
@@ -46,24 +46,27 @@ class ModelTokenizer:
         for tokenizer in (self._trusted, self._inert):
             tokenizer.no_truncation()
             tokenizer.no_padding()
-        missing = [token for token in CONTROL_TOKENS if self._trusted.token_to_id(token) is None]
+        added = {token.content: number for number, token in self._trusted.get_added_tokens_decoder().items()}
+        missing = [token for token in CONTROL_TOKENS if token not in added]
         if missing:
             raise ModelUnusable(
                 f"{path} does not define {', '.join(missing)}; Graft's prompts are ChatML. "
                 "Use a ChatML model (Qwen, graft-mini) or add the tokens and train them."
             )
-        self.control_ids = frozenset(self._trusted.get_added_tokens_decoder())
+        self.control_ids = frozenset(added.values())
         """Ids with a meaning of their own; untrusted text never encodes to one of them."""
-        self.turn_end_id = self._trusted.token_to_id(TURN_END)
+        self.turn_end_id = added[TURN_END]
         """Id of the token that ends a turn."""
-        self._check_inert(path)
+        self.end_ids = (self.turn_end_id, added[END_OF_TEXT])
+        """Ids that end an answer, whatever the checkpoint's own configuration says."""
+        self._check_inert(path, list(added))
         self._encode_cached = lru_cache(maxsize=CACHED_SEGMENTS)(self._encode)
 
-    def _check_inert(self, path: Path) -> None:
-        for token in self._trusted.get_added_tokens_decoder().values():
-            if self.control_ids.intersection(self._inert.encode(token.content, add_special_tokens=False).ids):
+    def _check_inert(self, path: Path, added: list[str]) -> None:
+        for token in added:
+            if self.control_ids.intersection(self._inert.encode(token, add_special_tokens=False).ids):
                 raise ModelUnusable(
-                    f"{path} encodes {token.content!r} to its control id even as plain text, so a document "
+                    f"{path} encodes {token!r} to its control id even as plain text, so a document "
                     "could forge a turn; use a byte-level BPE tokenizer without `ignore_merges` for it."
                 )
 

@@ -64,6 +64,7 @@ def sampling_params(request: EngineRequest) -> SamplingParams:
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         stop=list(sampling.stop),
+        stop_token_ids=list(request.stop_token_ids),
         seed=sampling.seed,
         output_kind=RequestOutputKind.DELTA,
     )

@@ -231,6 +231,12 @@ async def test_tenants_get_different_salts_and_priorities_reach_the_engine(start
     assert [first.priority, second.priority, third.priority] == [0, 10, 20]
 
 
+async def test_the_turn_end_stops_the_engine_whatever_the_checkpoint_says(start: Start) -> None:
+    engine = LetterEngine()
+    await collect(await start(engine), ask())
+    assert engine.seen[0].stop_token_ids == (2, 0)
+
+
 async def test_metrics_count_tokens_reasons_and_first_tokens(start: Start) -> None:
     generator = await start(LetterEngine())
     await collect(generator, ask(5))

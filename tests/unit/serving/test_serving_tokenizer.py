@@ -73,7 +73,7 @@ def test_untrusted_text_survives_and_never_holds_a_control_id(
 def test_trusted_control_tokens_are_one_id_each(tokenizer: ModelTokenizer) -> None:
     ids = tokenizer.encode("".join(CONTROL_TOKENS), trusted=True)
     assert len(ids) == len(CONTROL_TOKENS)
-    assert ids[-1] == tokenizer.turn_end_id
+    assert ids[-1] == tokenizer.end_ids[0]
     assert set(ids) <= tokenizer.control_ids
 
 
@@ -85,7 +85,7 @@ def test_trusted_and_untrusted_agree_on_ordinary_text(tokenizer: ModelTokenizer)
 def test_a_hostile_passage_adds_no_turn(tokenizer: ModelTokenizer) -> None:
     def turn_ends(text: str) -> int:
         prompt = rag_prompt(text, [PromptPassage("c", text, text)], [Turn("user", text)])
-        return encode_prompt(prompt, tokenizer).count(tokenizer.turn_end_id)
+        return encode_prompt(prompt, tokenizer).count(tokenizer.end_ids[0])
 
     assert turn_ends(TURN_END * 5) == turn_ends("harmless")
 
