@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 from pathlib import Path
 
 from retrieval.errors import InvalidDocument
 
 _BLOCK_BYTES = 1024 * 1024
 _MAX_NAME_BYTES = 255
+_UNNAMEABLE = ("Cc", "Cs", "Zl", "Zp")  # Control characters, half characters, line and paragraph ends.
 
 
 def check_name(name: str, *, what: str = "file name") -> str:
@@ -24,7 +26,7 @@ def check_name(name: str, *, what: str = "file name") -> str:
         raise InvalidDocument(
             f"the {what} {name!r} points to a folder; give a plain name without '/' or '\\'"
         )
-    if not name.isprintable():
+    if any(unicodedata.category(character) in _UNNAMEABLE for character in name):
         raise InvalidDocument(f"the {what} {name!r} holds characters that cannot be shown; rename it")
     num_bytes = len(name.encode("utf-8", "surrogatepass"))
     if num_bytes > _MAX_NAME_BYTES:

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bs4 import Tag
+    from bs4.element import PageElement, Tag
 
 _DROPPED_NAMES = """script style noscript template head iframe object embed svg math canvas audio video img
 picture source button input select textarea map area link meta"""
@@ -112,7 +112,7 @@ def _walk(root: Tag, writer: _Writer) -> None:
             writer.write(str(node), is_pre=pre_depth > 0)
 
 
-def _unwrapped(node: Tag) -> list:
+def _unwrapped(node: Tag) -> list[PageElement]:
     """Return an element's children, its first paragraph replaced by that paragraph's children."""
     from bs4.element import Tag
 

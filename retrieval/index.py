@@ -10,6 +10,7 @@ Legend: N chunks, Q queries, K hits, D dimensions.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import faiss
@@ -77,31 +78,39 @@ class VectorIndex:
         """Return the public id of a live chunk."""
         return self._chunk_ids[row_id]
 
-    def put(self, document: DocumentVectors) -> None:
-        """Add a document's chunks in place of those it had.
+    def put(self, documents: Sequence[DocumentVectors]) -> None:
+        """Add documents' chunks in place of those they had.
 
         Raises:
             ValueError: The vectors have another dimension than those already here.
         """
-        self.remove(document.document_id)
-        vectors_ND = np.ascontiguousarray(document.vectors_ND, dtype=np.float32)
+        for document in documents:
+            self.remove(document.document_id)
+        if not documents:
+            return
         if not self._chunk_ids:
-            self._clear(vectors_ND.shape[1])
-        if vectors_ND.shape[1] != self._flat.d:
-            raise ValueError(
-                f"document '{document.document_id}' has vectors of {vectors_ND.shape[1]} dimensions, "
-                f"the index has {self._flat.d}; one index holds one embedder's vectors"
+            self._clear(documents[0].vectors_ND.shape[1])
+        for document in documents:
+            dim = document.vectors_ND.shape[1]
+            if dim != self._flat.d:
+                raise ValueError(
+                    f"document '{document.document_id}' has vectors of {dim} dimensions, the index has "
+                    f"{self._flat.d}; one index holds one embedder's vectors"
+                )
+        row_ids, codes = [self._row_ids_N], [self._codes_N]
+        for document in documents:
+            first, count = self._flat.ntotal, len(document.row_ids)
+            self._flat.add(np.ascontiguousarray(document.vectors_ND, dtype=np.float32))
+            row_ids.append(np.asarray(document.row_ids, dtype=np.int64))
+            codes.append(np.full(count, self._next_code, dtype=np.int64))
+            self._chunk_ids.update(zip(document.row_ids, document.chunk_ids, strict=True))
+            self._entries[document.document_id] = _Entry(
+                self._next_code, document.tenant, document.library, np.arange(first, first + count)
             )
-        first, count = self._flat.ntotal, len(document.row_ids)
-        self._flat.add(vectors_ND)
-        self._row_ids_N = np.concatenate([self._row_ids_N, np.asarray(document.row_ids, dtype=np.int64)])
-        self._codes_N = np.concatenate([self._codes_N, np.full(count, self._next_code, dtype=np.int64)])
-        self._alive_N = np.concatenate([self._alive_N, np.ones(count, dtype=bool)])
-        self._chunk_ids.update(zip(document.row_ids, document.chunk_ids, strict=True))
-        self._entries[document.document_id] = _Entry(
-            self._next_code, document.tenant, document.library, np.arange(first, first + count)
-        )
-        self._next_code += 1
+            self._next_code += 1
+        self._row_ids_N, self._codes_N = np.concatenate(row_ids), np.concatenate(codes)
+        num_new = len(self._row_ids_N) - len(self._alive_N)
+        self._alive_N = np.concatenate([self._alive_N, np.ones(num_new, dtype=bool)])
         self._selections.clear()
 
     def remove(self, document_id: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from retrieval.config import RetrievalConfig
-from retrieval.errors import UnreadableDocument
+from retrieval.errors import IndexUnavailable, UnreadableDocument
 from retrieval.reading_process import receive, send
 from retrieval.types import Chunk, DocumentText
 
@@ -32,6 +32,7 @@ class ReadingProcess:
         self._tokenizer_file = tokenizer_file
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
+        self._closed = False
 
     @property
     def pid(self) -> int | None:
@@ -65,7 +66,8 @@ class ReadingProcess:
         ]
 
     def close(self) -> None:
-        """Stop the child at once."""
+        """Stop the child at once, for good."""
+        self._closed = True
         child = self._child
         if child is not None:
             child.kill()  # Unblocks a call under way, which then releases the lock.
@@ -90,6 +92,8 @@ class ReadingProcess:
         return answer
 
     def _ensure_child(self) -> subprocess.Popen[bytes]:
+        if self._closed:
+            raise IndexUnavailable("the reading process is closed; open retrieval again")
         if self._child is not None and self._child.poll() is None:
             return self._child
         self._discard()

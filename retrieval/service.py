@@ -66,6 +66,7 @@ class LocalRetrieval:
             )
         embedder_ready = time.perf_counter()
         shard = await asyncio.to_thread(IndexShard, folder, config, index_version_of(info, config))
+        await asyncio.to_thread(reading.start)
         timings = {"embedder_s": embedder_ready - started, "open_s": time.perf_counter() - embedder_ready}
         ingestor = Ingestor(shard.store, embedder, reading)
         ingestor.start()
@@ -147,7 +148,7 @@ class LocalRetrieval:
         """Return the documents once each is `ready` or `failed`; see `DocumentStore.wait_ready`."""
         deadline = time.monotonic() + timeout_s
         while True:
-            found = [await self.document(document_id, tenant=tenant) for document_id in document_ids]
+            found = await asyncio.to_thread(self._shard.store.documents_by_id, document_ids, tenant)
             waiting = [document for document in found if document.state not in _SETTLED]
             if not waiting:
                 return found

@@ -106,8 +106,7 @@ class IndexShard:
         changed = snapshot.changed_documents(self._index.seq)
         for document_id in changed:
             self._index.remove(document_id)
-        for document in snapshot.vectors(changed):
-            self._index.put(document)
+        self._index.put(snapshot.vectors(changed))
         self._index.seq = seq
 
     def _dense(self, requests: Sequence[SearchRequest], vectors_QD: np.ndarray) -> list[dict[int, float]]:

@@ -219,6 +219,11 @@ class Store:
         with self._read() as db:
             return _document(self._row(db, document_id, tenant))
 
+    def documents_by_id(self, document_ids: Sequence[str], tenant: str) -> list[Document]:
+        """Return documents in the order asked for; raises UnknownDocument."""
+        with self._read() as db:
+            return [_document(self._row(db, document_id, tenant)) for document_id in document_ids]
+
     def documents(self, library: str | None, tenant: str) -> list[Document]:
         """Return documents ordered by name."""
         with self._read() as db:

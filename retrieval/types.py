@@ -248,8 +248,8 @@ class DocumentStore(Protocol):
     ) -> Document:
         """Store a file durably and queue it; returns once it is acknowledged (state `queued`).
 
-        Unchanged bytes under the same name are a no-op that returns the document as it is. Changed
-        bytes replace it: the old content answers until the new is ready.
+        Unchanged bytes under the same name are a no-op that returns the document as it is; one that had
+        failed is queued again. Changed bytes replace it: the old content answers until the new is ready.
 
         Raises:
             InvalidDocument: The file is empty, too large, or its name is not a plain file name.

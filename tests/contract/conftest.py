@@ -12,9 +12,9 @@ from retrieval.config import RetrievalConfig
 from retrieval.service import LocalRetrieval
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def actor_retrieval(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    """The actor form with the real embedder, one for the whole suite."""
+    """The actor form with the real embedder, one for all suites."""
     import ray
 
     from retrieval.actor import ActorRetrieval

@@ -101,6 +101,12 @@ async def test_name_that_is_no_plain_file_name_is_refused(store: DocumentStore, 
     assert await store.documents() == []
 
 
+async def test_name_with_unusual_but_printable_characters_is_kept(store: DocumentStore) -> None:
+    name = "Bildschirmfoto 10.00\u202fPM \xa0 \U0001f600 (1).txt"
+    document_id = await _add(store, name, "words")
+    assert (await store.document(document_id)).name == name
+
+
 async def test_empty_file_is_refused_by_name(store: DocumentStore) -> None:
     with pytest.raises(InvalidDocument, match=r"'void\.txt' is empty"):
         await store.add("void.txt", b"")

@@ -59,7 +59,7 @@ def test_random_changes_and_filters_agree_with_numpy(gather_max_rows: int) -> No
                 [f"{name}:{row}" for row in rows],
                 _unit(rng, count),
             )
-            index.put(document)
+            index.put([document])
             oracle.documents[name] = document
         only = ChunkFilter(
             f"t{choose.randrange(4)}",
@@ -79,7 +79,9 @@ def test_removed_rows_leave_memory() -> None:
     index = VectorIndex(10)
     for number in range(4):
         rows = list(range(number * 1000, number * 1000 + 1000))
-        index.put(DocumentVectors(str(number), "t", "l", rows, [str(row) for row in rows], _unit(rng, 1000)))
+        index.put(
+            [DocumentVectors(str(number), "t", "l", rows, [str(row) for row in rows], _unit(rng, 1000))]
+        )
     for number in range(3):
         index.remove(str(number))
     assert index._flat.ntotal < 2500
@@ -94,9 +96,9 @@ def test_blas_threshold_stays_set() -> None:
 
 def test_other_dimensions_are_refused_not_asserted() -> None:
     index = VectorIndex(10)
-    index.put(DocumentVectors("a", "t", "l", [1], ["a:1"], np.ones((1, DIM), np.float32)))
+    index.put([DocumentVectors("a", "t", "l", [1], ["a:1"], np.ones((1, DIM), np.float32))])
     with pytest.raises(ValueError, match="8 dimensions, the index has 16"):
-        index.put(DocumentVectors("b", "t", "l", [2], ["b:2"], np.ones((1, 8), np.float32)))
+        index.put([DocumentVectors("b", "t", "l", [2], ["b:2"], np.ones((1, 8), np.float32))])
     with pytest.raises(ValueError, match="16 dimensions"):
         index.search(np.ones((1, 8), np.float32), 1, ChunkFilter("t"))
 
@@ -105,5 +107,5 @@ def test_empty_index_and_empty_filter_find_nothing() -> None:
     index = VectorIndex(10)
     query_QD = np.ones((2, DIM), np.float32)
     assert index.search(query_QD, 5, ChunkFilter("t")) == [{}, {}]
-    index.put(DocumentVectors("a", "t", "l", [1], ["a:1"], np.ones((1, DIM), np.float32)))
+    index.put([DocumentVectors("a", "t", "l", [1], ["a:1"], np.ones((1, DIM), np.float32))])
     assert index.search(query_QD, 5, ChunkFilter("u")) == [{}, {}]
