@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from graft.backend import PlatformStatus
     from graft.config import GraftConfig, load_config
     from graft.errors import AccessDenied, ConfigError, GraftError, NotRunning, RemoteError, StartError
-    from graft.sdk import AsyncGraft, AsyncPipeline, Graft, Pipeline
+    from graft.pipelines import AsyncPipeline, Pipeline
+    from graft.sdk import AsyncGraft, Graft
     from retrieval.types import Document, DocumentState, Hit, Library, Passage, SearchResult
 
 _HOME = {
     "AccessDenied": "graft.errors",
     "AsyncGraft": "graft.sdk",
-    "AsyncPipeline": "graft.sdk",
+    "AsyncPipeline": "graft.pipelines",
     "Budget": "agents.budget",
     "ChatTurn": "agents.state",
     "Citation": "agents.state",
@@ -35,7 +36,7 @@ _HOME = {
     "Library": "retrieval.types",
     "NotRunning": "graft.errors",
     "Passage": "retrieval.types",
-    "Pipeline": "graft.sdk",
+    "Pipeline": "graft.pipelines",
     "PlatformStatus": "graft.backend",
     "RemoteError": "graft.errors",
     "RunEvent": "agents.events",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from agents.budget import Budget
-from agents.events import RunEvent
-from agents.state import ChatTurn, RunResult, ThreadInfo
-from graft.backend import Backend, PlatformStatus, RunClient
+from graft.backend import Backend, PlatformStatus
 from graft.folders import document_files
-from graft.twin import async_stream, async_twin, sync_stream, sync_twin
+from graft.pipelines import AsyncPipeline, Pipeline
+from graft.twin import async_twin, sync_twin
 from retrieval.files import read_file
 from retrieval.types import (
     DEFAULT_LIBRARY,
@@ -32,94 +30,10 @@ from retrieval.types import (
 from serving.types import Generator
 
 if TYPE_CHECKING:
-    from langgraph.graph.state import CompiledStateGraph
-
     from graft.config import GraftConfig
     from graft.stages import OnStage
 
 PathLike = str | Path
-
-
-class AsyncPipeline:
-    """One graph, ready to run."""
-
-    def __init__(self, runner: RunClient, tenant: str) -> None:
-        self._runner = runner
-        self._tenant = tenant
-
-    @property
-    def graph(self) -> CompiledStateGraph:
-        """Return the compiled LangGraph, to draw it or to use it inside another graph."""
-        return self._runner.graph
-
-    async def invoke(
-        self,
-        question: str,
-        *,
-        thread_id: str | None = None,
-        library: str | None = None,
-        document_ids: Sequence[str] = (),
-        history: Sequence[ChatTurn] = (),
-        budget: Budget | None = None,
-    ) -> RunResult:
-        """Return the cited answer to a question.
-
-        Args:
-            question: The user's words, not empty.
-            thread_id: Conversation to continue and keep; None for a run that is not kept.
-            library: Only passages of this library; None for all.
-            document_ids: Only passages of these documents; empty for all.
-            history: Earlier turns, for callers who keep the conversation themselves.
-            budget: What the run may spend; None for the configured budget.
-
-        Raises:
-            InvalidQuestion: The question is empty or too long.
-        """
-        return await self._runner.invoke(
-            question,
-            thread_id=thread_id,
-            library=library,
-            document_ids=document_ids,
-            history=history,
-            budget=budget,
-            tenant=self._tenant,
-        )
-
-    def stream(
-        self,
-        question: str,
-        *,
-        thread_id: str | None = None,
-        library: str | None = None,
-        document_ids: Sequence[str] = (),
-        history: Sequence[ChatTurn] = (),
-        budget: Budget | None = None,
-    ) -> AsyncIterator[RunEvent]:
-        """Yield the events of a run, the last of them `RunFinished`; arguments as in `invoke`.
-
-        Closing the iterator cancels the run down to the engine.
-        """
-        return self._runner.run(
-            question,
-            thread_id=thread_id,
-            library=library,
-            document_ids=document_ids,
-            history=history,
-            budget=budget,
-            tenant=self._tenant,
-        )
-
-    async def history(self, thread_id: str) -> list[ChatTurn]:
-        """Return a thread's messages, oldest first."""
-        return await self._runner.history(thread_id, tenant=self._tenant)
-
-    async def threads(self) -> list[ThreadInfo]:
-        """Return the kept threads, latest first."""
-        return await self._runner.threads(tenant=self._tenant)
-
-    async def delete_thread(self, thread_id: str) -> None:
-        """Remove a thread and everything it holds."""
-        await self._runner.delete_thread(thread_id, tenant=self._tenant)
 
 
 class AsyncGraft:
@@ -293,30 +207,6 @@ class AsyncGraft:
     async def passages(self, chunk_ids: Sequence[str]) -> list[Passage | None]:
         """Return the passages of chunks; None for those that no longer exist."""
         return await self._backend.retriever.passages(chunk_ids, tenant=self._tenant)
-
-
-class Pipeline:
-    """One graph, ready to run from any thread or loop; methods with `a` are for `await`."""
-
-    def __init__(self, core: AsyncPipeline, portal: BlockingPortal) -> None:
-        self._core = core
-        self._portal = portal
-
-    @property
-    def graph(self) -> CompiledStateGraph:
-        """Return the compiled LangGraph, to draw it or to use it inside another graph."""
-        return self._core.graph
-
-    invoke = sync_twin(AsyncPipeline.invoke)
-    ainvoke = async_twin(AsyncPipeline.invoke)
-    stream = sync_stream(AsyncPipeline.stream)
-    astream = async_stream(AsyncPipeline.stream)
-    history = sync_twin(AsyncPipeline.history)
-    ahistory = async_twin(AsyncPipeline.history)
-    threads = sync_twin(AsyncPipeline.threads)
-    athreads = async_twin(AsyncPipeline.threads)
-    delete_thread = sync_twin(AsyncPipeline.delete_thread)
-    adelete_thread = async_twin(AsyncPipeline.delete_thread)
 
 
 class Graft:
