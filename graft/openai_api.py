@@ -20,7 +20,7 @@ from agents.events import RunFinished, Token
 from agents.state import ChatTurn, RunResult
 from graft.admission import Admission, event_stream, sse, while_connected
 from graft.sdk import AsyncGraft
-from graft.wire import answer_to_json
+from graft.wire import answer_to_json, failure_of
 from serving.errors import InvalidGeneration
 from serving.prompt import Turn, chat_prompt
 from serving.types import GeneratedChunk, GenerateRequest, Sampling, TokenUsage
@@ -121,6 +121,8 @@ async def _graph(graft: AsyncGraft, admission: Admission, request: Request, body
                     yield ": writing\n\n"
                 if isinstance(event, RunFinished):
                     result = event.result
+                    if (failure := failure_of(result)) is not None:
+                        raise failure
                     for piece in result.answer.splitlines(keepends=True):
                         yield frame.line({"content": piece})
                     delta = {"annotations": _annotations(result)}

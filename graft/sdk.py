@@ -37,7 +37,7 @@ PathLike = str | Path
 
 
 class AsyncGraft:
-    """A platform, started here or attached to; use as `async with AsyncGraft.up() as g:`."""
+    """A platform, started here or attached to; use as `async with await AsyncGraft.up() as g:`."""
 
     def __init__(self, backend: Backend, tenant: str = DEFAULT_TENANT) -> None:
         self._backend = backend

@@ -19,7 +19,7 @@ from graft.access import TOKEN_COOKIE, Access
 from graft.admission import Admission, Guard, event_stream, sse, while_connected
 from graft.config import ServerConfig
 from graft.sdk import AsyncGraft
-from graft.wire import OURS, answer_to_json, error_to_json, event_to_json, status_of, to_json
+from graft.wire import OURS, answer_to_json, error_to_json, event_to_json, failure_of, status_of, to_json
 from retrieval.errors import InvalidDocument
 from retrieval.types import DEFAULT_LIBRARY, SearchMode, SearchRequest
 from serving.errors import Overloaded

@@ -104,6 +104,14 @@ def answer_to_json(result: RunResult) -> dict[str, Any]:
     }
 
 
+def failure_of(result: RunResult) -> Exception | None:
+    """Return the error that ended a run, as the class it was raised as; None for every other ending."""
+    if result.stop_reason != "error":
+        return None
+    body = {"type": result.error_kind, "message": result.error, "retry_after_s": result.retry_after_s or 1.0}
+    return error_from_json({"error": body}, 500)
+
+
 def status_of(error: Exception) -> int:
     """Return the HTTP status of an error of ours."""
     return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
