@@ -23,11 +23,11 @@ class AgentsConfig:
     """Longest question accepted, 1 to 100,000 characters."""
     support_threshold: float = 0.6
     """Share of a statement's content that one passage sentence must hold for it to be cited, in (0, 1]."""
-    relevance_threshold: float = 0.2
+    relevance_threshold: float = 0.25
     """Share of the question's content the sentence that supports a statement must be about, in [0, 1]."""
     short_relevance_threshold: float = 0.25
     """The same for an answer of a few words, which stands in many sentences by chance, in [0, 1]."""
-    short_relevance_ratio: float = 0.75
+    short_relevance_ratio: float = 0.8
     """And as a share of what the sentence most about the question reaches, in [0, 1]."""
     num_quotes: int = 3
     """Most quotes shown when a run abstains, 1 to 20."""

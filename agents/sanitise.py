@@ -31,6 +31,10 @@ _AUTOLINK = re.compile(r"<([a-z][a-z0-9+.-]{1,31}:[^\s<>]*)>", re.IGNORECASE)
 _SCHEME = re.compile(r"(?:(?:https?|ftp)://|\bwww\.)(?=\S)", re.IGNORECASE)
 
 
+_MAX_PASSES = 8
+"""Nesting deeper than this is an attack; its brackets are removed altogether."""
+
+
 def plain(text: str) -> str:
     """Return the text without invisible characters; what is visible stays as it is."""
     return _INVISIBLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
@@ -45,7 +49,7 @@ def safe(text: str, targets: Collection[str] = ()) -> str:
     """
     text = _DEFINITION.sub("", plain(text))
     # Removing one construct can join the halves of another, so this runs until nothing changes.
-    while True:
+    for _ in range(_MAX_PASSES):
         before = text
         text = _TAG.sub("", text)
         text = _IMAGE.sub(r"\1", text)
@@ -58,6 +62,7 @@ def safe(text: str, targets: Collection[str] = ()) -> str:
         text = _SCHEME.sub("", text)
         if text == before:
             return text
+    return re.sub(r"[\[<]", "", text)
 
 
 # The tail of a draft that the next token could complete into something `safe` would change.

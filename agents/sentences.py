@@ -21,7 +21,7 @@ _HEADING = re.compile(r"\s{0,3}#{1,6}\s")
 _ITEM = re.compile(r"\s*(?:[-*+•‣·]|\d{1,3}[.)])\s+")
 _RULE = re.compile(r"[\s|:+=*_~-]*$")
 _END = re.compile(
-    r"[.!?\u2026]+[\"'\u201d\u2019\u00bb)\]]*(?=\s)|[\u3002\uff01\uff1f]+[\u201d\u2019\u300d\u300f\uff09]*"
+    r"(?<![.!?\u2026])[.!?\u2026]++[\"'\u201d\u2019\u00bb)\]]*(?=\s)|[\u3002\uff01\uff1f]+[\u201d\u2019\u300d\u300f\uff09]*"
 )
 _LAST_WORD = re.compile(r"([^\s(\[\"'“]*)$")
 _ABBREVIATIONS = word_set(
@@ -108,7 +108,8 @@ def sentences(text: str) -> list[Sentence]:
             bounds += [
                 match.end()
                 for match in _END.finditer(text, block_start, block_end)
-                if match.group()[0] != "." or not _is_abbreviation(text[block_start : match.start()])
+                if match.group()[0] != "."
+                or not _is_abbreviation(text[max(block_start, match.start() - 16) : match.start()])
             ]
         bounds.append(block_end)
         for left, right in pairwise(bounds):

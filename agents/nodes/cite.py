@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from langgraph.runtime import Runtime
 
 from agents.asked import Asked
-from agents.citation import Aligner
+from agents.citation import Aligner, Alignment
+from agents.config import AgentsConfig
 from agents.context import RunContext
 from agents.events import Cited, Warned
 from agents.evidence import EvidenceSet
 from agents.nodes.retrieve import asked_before, passages_of
 from agents.state import RagState
+from retrieval.types import Passage
+
+
+def _align(asked: Asked, passages: list[Passage], draft: str, config: AgentsConfig) -> Alignment:
+    return Aligner(asked, EvidenceSet(passages), config).align(draft)
 
 
 async def cite(state: RagState, runtime: Runtime[RunContext]) -> dict[str, Any]:
@@ -20,8 +27,8 @@ async def cite(state: RagState, runtime: Runtime[RunContext]) -> dict[str, Any]:
     context = runtime.context
     passages = await passages_of(state, runtime)
     asked = Asked.read(state["question"], asked_before(state.get("turns", [])))
-    aligner = Aligner(asked, EvidenceSet(passages), context.config)
-    aligned = aligner.align(state.get("draft", ""))
+    # Fifty passages take a third of a second: the event loop serves other runs meanwhile.
+    aligned = await asyncio.to_thread(_align, asked, passages, state.get("draft", ""), context.config)
     if not aligned.answer:
         return {"answer": "", "citations": []}
     if num_dropped := aligned.num_claims - aligned.num_supported:

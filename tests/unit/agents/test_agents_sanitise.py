@@ -111,6 +111,10 @@ def test_a_stream_of_prose_loses_nothing():
         assert "".join([*shown, stream.flush()]) == text
 
 
+def test_deep_nesting_loses_its_brackets():
+    assert not ACTIVE.search(safe("[a](" * 200 + "https://evil.test" + ")" * 200))
+
+
 def test_a_long_opening_cannot_hold_the_stream_for_ever():
     stream = SafeStream()
     shown = "".join([stream.push("![" + "a" * 2_000), stream.push("](https://evil.test)"), stream.flush()])
