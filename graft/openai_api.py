@@ -110,6 +110,8 @@ async def _graph(graft: AsyncGraft, admission: Admission, request: Request, body
     if not body.stream:
         with admission:
             result = await while_connected(request, pipeline.invoke(last.text, history=history))
+        if (failure := failure_of(result)) is not None:
+            raise failure
         message = {"role": "assistant", "content": result.answer, "annotations": _annotations(result)}
         return frame.whole(message, _finish(result), result.usage) | {"graft": answer_to_json(result)}
 

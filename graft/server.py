@@ -90,7 +90,10 @@ def api_router(graft: AsyncGraft, admission: Admission, config: ServerConfig) ->
     async def ask(request: Request, body: RunBody) -> Any:
         with admission:
             run = graft.pipeline(body.graph).invoke(**_run_arguments(body))
-            return answer_to_json(await while_connected(request, run))
+            result = await while_connected(request, run)
+        if (failure := failure_of(result)) is not None:
+            raise failure
+        return answer_to_json(result)
 
     @router.post("/runs")
     async def runs(body: RunBody) -> StreamingResponse:

@@ -12,7 +12,6 @@ import asyncio
 import functools
 import queue
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import CancelledError, Future
 from contextlib import aclosing
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
@@ -65,37 +64,30 @@ class _End:
 class _Pump(Generic[R]):
     """Runs an async iterator in one task of the core's loop and hands its items over."""
 
-    def __init__(
-        self,
-        portal: BlockingPortal,
-        source: Callable[[], AsyncIterator[R]],
-        put: Callable[[R | _End], object],
-    ) -> None:
+    def __init__(self, source: Callable[[], AsyncIterator[R]], put: Callable[[R | _End], object]) -> None:
+        self._source = source
         self._put = put
-        self._task: Future[None] = portal.start_task_soon(self._run, source)
+        self._task: asyncio.Task[None] | None = None
 
-    async def _run(self, source: Callable[[], AsyncIterator[R]]) -> None:
+    async def start(self) -> None:
+        """Begin to read; call on the core's loop."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End reading and wait until the core's stream is closed; call on the core's loop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
         error: BaseException | None = None
         try:
-            async with aclosing(source()) as items:  # pyright: ignore[reportArgumentType]
+            async with aclosing(self._source()) as items:  # pyright: ignore[reportArgumentType]
                 async for item in items:
                     self._put(item)
         except Exception as raised:  # handed to the reader, who raises it
             error = raised
         self._put(_End(error))
-
-    def close(self) -> None:
-        """Cancel the task and wait until the core's stream is closed."""
-        self._task.cancel()
-        try:
-            self._task.result()
-        except CancelledError:
-            return
-
-    async def aclose(self) -> None:
-        """Cancel the task and wait, without blocking the caller's loop, until the core's stream is closed."""
-        self._task.cancel()
-        await asyncio.wait([asyncio.wrap_future(self._task)])
 
 
 def sync_stream(
@@ -106,14 +98,15 @@ def sync_stream(
     @functools.wraps(method)
     def twin(self: Twinned, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
         items: queue.SimpleQueue[R | _End] = queue.SimpleQueue()
-        pump = _Pump(self._portal, functools.partial(method, self._core, *args, **kwargs), items.put)  # pyright: ignore
+        pump = _Pump(functools.partial(method, self._core, *args, **kwargs), items.put)  # pyright: ignore
+        self._portal.call(pump.start)
         try:
             while not isinstance(item := items.get(), _End):
                 yield item
             if item.error is not None:
                 raise item.error
         finally:
-            pump.close()
+            self._portal.call(pump.stop)
 
     return twin
 
@@ -131,13 +124,14 @@ def async_stream(
         def put(item: R | _End) -> None:
             loop.call_soon_threadsafe(items.put_nowait, item)
 
-        pump = _Pump(self._portal, functools.partial(method, self._core, *args, **kwargs), put)  # pyright: ignore
+        pump = _Pump(functools.partial(method, self._core, *args, **kwargs), put)  # pyright: ignore
+        await asyncio.wrap_future(self._portal.start_task_soon(pump.start))
         try:
             while not isinstance(item := await items.get(), _End):
                 yield item
             if item.error is not None:
                 raise item.error
         finally:
-            await pump.aclose()
+            await asyncio.wrap_future(self._portal.start_task_soon(pump.stop))
 
     return twin
