@@ -47,6 +47,10 @@ class ActorGenerator:
         self.actor = actor
         self._links: WeakKeyDictionary[asyncio.AbstractEventLoop, _Link] = WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[type[ActorGenerator], tuple[ActorHandle[Any]]]:
+        # Sessions belong to this process's event loops; another process opens its own.
+        return ActorGenerator, (self.actor,)
+
     async def ready(self) -> ActorReady:
         """Wait until the actor can answer; returns where the time of its start went.
 

@@ -37,6 +37,7 @@ def engine_arguments(config: ServingConfig, folder: str, *, on_gpu: bool) -> dic
         "scheduling_policy": "priority",
         "generation_config": "vllm",
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
     }
 
 

@@ -17,12 +17,15 @@ from serving import (
     GenerateRequest,
     GeneratorUnavailable,
     InvalidGeneration,
+    ModelUnusable,
     Prompt,
     Sampling,
     Segment,
+    ServingConfig,
     Turn,
     as_chat_model,
     chat_prompt,
+    start_generator,
 )
 from serving.prompt import CONTROL_TOKENS
 
@@ -164,6 +167,30 @@ async def test_metrics_are_valid_prometheus_text(engine: ActorGenerator) -> None
     ttft = {s.name: s.value for s in families["graft_generator_ttft_seconds"].samples if not s.labels}
     assert ttft["graft_generator_ttft_seconds_count"] > 0
     assert families["graft_generator_running"].samples[0].value == 0
+
+
+async def test_a_model_that_cannot_be_served_is_told_to_every_caller(ray_session: None) -> None:
+    client = start_generator(ServingConfig(model="./no-such-model"), num_cpus=0)
+    try:
+        with pytest.raises(ModelUnusable, match="no-such-model"):
+            await client.ready()
+        with pytest.raises(ModelUnusable, match="no-such-model"):
+            await write(client, ask("anyone there?"))
+        health = await client.health()
+        assert health.status == "failed"
+        assert "no-such-model" in health.detail
+    finally:
+        await client.stop()
+
+
+async def test_the_client_travels_to_another_process(engine: ActorGenerator) -> None:
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def elsewhere(client: ActorGenerator) -> str:
+        return asyncio.run(client.info()).model_hash
+
+    assert await elsewhere.remote(engine) == (await engine.info()).model_hash
 
 
 async def test_a_killed_actor_fails_its_requests_quickly_and_comes_back(engine: ActorGenerator) -> None:
