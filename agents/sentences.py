@@ -24,6 +24,7 @@ _END = re.compile(
     r"(?<![.!?\u2026])[.!?\u2026]++[\"'\u201d\u2019\u00bb)\]]*(?=\s)|[\u3002\uff01\uff1f]+[\u201d\u2019\u300d\u300f\uff09]*"
 )
 _LAST_WORD = re.compile(r"([^\s(\[\"'“]*)$")
+_ABBREVIATION_CHARS = 16
 _ABBREVIATIONS = word_set(
     "mr mrs ms dr prof st vs e.g i.e cf ca approx fig figs eq eqs sec no nos vol al jr sr inc ltd co corp "
     "gen col rev hon gov sen rep lt sgt capt u.s u.k a.m p.m b.c a.d ph.d jan feb mar apr jun jul aug sep "
@@ -45,8 +46,8 @@ class Sentence:
     """Number of the paragraph, list item or row it belongs to."""
 
 
-def _is_abbreviation(before: str) -> bool:
-    found = _LAST_WORD.search(before)
+def _is_abbreviation(text: str, start: int, stop: int) -> bool:
+    found = _LAST_WORD.search(text[max(start, stop - _ABBREVIATION_CHARS) : stop])
     word = found.group(1) if found else ""
     return word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isalpha() and word.isupper())
 
@@ -108,8 +109,7 @@ def sentences(text: str) -> list[Sentence]:
             bounds += [
                 match.end()
                 for match in _END.finditer(text, block_start, block_end)
-                if match.group()[0] != "."
-                or not _is_abbreviation(text[max(block_start, match.start() - 16) : match.start()])
+                if match.group()[0] != "." or not _is_abbreviation(text, block_start, match.start())
             ]
         bounds.append(block_end)
         for left, right in pairwise(bounds):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from langgraph.runtime import Runtime
 
 from agents.asked import Asked
+from agents.config import AgentsConfig
 from agents.context import RunContext
 from agents.events import Cited
 from agents.evidence import EvidenceSet
 from agents.nodes.retrieve import asked_before, passages_of
 from agents.quotes import best_quotes, quoted
-from agents.state import RagState, StopReason
+from agents.state import Citation, RagState, StopReason
+from retrieval.types import Passage
 
 NOTHING_FOUND = "Nothing was found in the documents for this question."
 UNSUPPORTED = "The documents do not hold a supported answer to this question."
@@ -37,17 +40,18 @@ def _opening(reason: StopReason | None, *, is_searched: bool, is_found: bool) ->
     return UNSUPPORTED if is_found else NOTHING_FOUND
 
 
+def _closest(asked: Asked, passages: list[Passage], config: AgentsConfig) -> tuple[Citation, ...]:
+    evidence = EvidenceSet(passages)
+    return best_quotes(asked, evidence, num_quotes=config.num_quotes, threshold=config.quote_threshold)
+
+
 async def abstain(state: RagState, runtime: Runtime[RunContext]) -> dict[str, Any]:
     """Return a plain sentence that there is no supported answer, and the quotes closest to the question."""
     context = runtime.context
     passages = await passages_of(state, runtime)
     reason = state.get("stop_reason")
-    citations = best_quotes(
-        Asked.read(state["question"], asked_before(state.get("turns", []))),
-        EvidenceSet(passages),
-        num_quotes=context.config.num_quotes,
-        threshold=context.config.quote_threshold,
-    )
+    asked = Asked.read(state["question"], asked_before(state.get("turns", [])))
+    citations = await asyncio.to_thread(_closest, asked, passages, context.config)
     opening = _opening(reason, is_searched=state.get("num_retrievals", 0) > 0, is_found=bool(citations))
     answer = quoted(f"{opening} {CLOSEST}", citations) if citations else opening
     if citations:
