@@ -59,10 +59,13 @@ def build_app(graft: GraftClient, authorise: Authorise, *, graph: str = "rag") -
         Reader(graft, gate)
         quiet = partial(dict, show_progress="hidden", api_visibility="private")
         conversation = [chat.chatbot, chat.question, chat.thread_id, chat.shown, chat.sources, chat.threads]
+        scope = [chat.scope, chat.library]
         shelf = [library.library, library.refused, library.documents, library.timer]
-        blocks.load(gate(chat.load), inputs=chat.thread_id, outputs=[*conversation, chat.scope], **quiet())
+        blocks.load(
+            gate(chat.load), inputs=[chat.thread_id, chat.library], outputs=[*conversation, *scope], **quiet()
+        )
         blocks.load(gate(library.load), inputs=library.library, outputs=shelf, **quiet())
-        chat_tab.select(gate(chat.refresh_scope), outputs=chat.scope, **quiet())
+        chat_tab.select(gate(chat.refresh_scope), inputs=chat.library, outputs=scope, **quiet())
         library_tab.select(gate(library.load), inputs=library.library, outputs=shelf, **quiet())
     gate.check(blocks)
     # `api_open=False` closes the direct routes: every call passes the queue's limits and the gate.

@@ -59,6 +59,9 @@ class ChatTab:
     def _build(self) -> None:
         # The id of the open conversation is no secret: the server checks whose it is on every use.
         self.thread_id = gr.BrowserState("", storage_key="graft-thread", secret="graft-thread")
+        # What the selector shows, without its list of choices: a page that outlives a restart of the server
+        # keeps a choice that Gradio, which lists the choices per session, would refuse.
+        self.library = gr.BrowserState("", storage_key="graft-library", secret="graft-library")
         self.shown = gr.State(None)
         with gr.Row(elem_id="chat-columns", equal_height=False):
             with gr.Column(elem_id="chat-threads", scale=0, min_width=220):
@@ -125,7 +128,8 @@ class ChatTab:
             "trigger_mode": "once",
         }
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        context = [self.thread_id, self.scope, self.shown]
+        context = [self.thread_id, self.library, self.shown]
+        self.scope.input(None, inputs=self.scope, outputs=self.library, js="value => value")
         self.question.submit(gate(self.ask), inputs=[self.question, *context], **asking)
         self.chatbot.example_select(gate(self.ask_example), inputs=context, **asking)
         self.question.stop(gate(self.stop), **quiet)
@@ -135,14 +139,16 @@ class ChatTab:
             gate(self.delete_thread), inputs=self.thread_id, outputs=conversation, **quiet
         )
 
-    async def load(self, request: gr.Request, thread_id: str) -> Updates:
+    async def load(self, request: gr.Request, thread_id: str, library: str) -> Updates:
         """Return the page as it was left: the open conversation, the others, the libraries."""
         updates = await self._conversation(str(thread_id or ""))
-        return {**updates, **await self.refresh_scope(request)}
+        return {**updates, **await self.refresh_scope(request, library)}
 
-    async def refresh_scope(self, request: gr.Request) -> Updates:
-        """Return the libraries a question can be limited to."""
-        return {self.scope: gr.Dropdown([EVERYWHERE, *library_choices(await self._graft.libraries())])}
+    async def refresh_scope(self, request: gr.Request, library: str) -> Updates:
+        """Return the libraries a question can be limited to; one that is gone is no longer chosen."""
+        choices = [EVERYWHERE, *library_choices(await self._graft.libraries())]
+        kept = library if library in [name for _, name in choices] else EVERYWHERE[1]
+        return {self.scope: gr.Dropdown(choices, value=kept), self.library: kept}
 
     async def ask(
         self, request: gr.Request, question: str, thread_id: str, library: str, shown: list[Message] | None

@@ -299,6 +299,8 @@ def test_new_library_is_made_with_its_first_file_and_limits_the_search(open_page
     wait_idle(page)
     assert fake_server.graft.rag.runs[-1].library == "orchard"
     expect(page.locator("#sources .card").first).to_contain_text("apples.md")
+    page.reload()
+    expect(page.locator("#scope input")).to_have_value("orchard · 1 document")
 
 
 @pytest.mark.parametrize(
