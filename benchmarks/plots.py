@@ -40,12 +40,13 @@ def draw_panel(axes: Axes, title: str, rows: list[dict[str, Any]]) -> None:
     """Draw one metric: a bar per arm with its value, and a mark where its target is."""
     values = [float(row["value"]) for row in rows]
     targets = [row.get("target") for row in rows]
-    limit = max([*values, *(target for target in targets if target is not None)]) or 1.0
-    for place, (row, value, target) in enumerate(zip(rows, values, targets, strict=True)):
+    spreads = [row.get("quartiles") or row.get("runs") or [] for row in rows]
+    ends = [max(spread) for spread in spreads if spread]
+    limit = max([*values, *ends, *(target for target in targets if target is not None)]) or 1.0
+    for place, (row, value, target, spread) in enumerate(zip(rows, values, targets, spreads, strict=True)):
         axes.barh(place, value, height=0.6, color=BAR)
-        runs = row.get("quartiles") or row.get("runs")
-        if runs and len(runs) > 1:
-            axes.plot([min(runs), max(runs)], [place, place], color="black", linewidth=1.2)
+        if spread:
+            axes.plot([min(spread), max(spread)], [place, place], color="black", linewidth=1.2)
         if target is not None:
             axes.plot([target, target], [place - 0.42, place + 0.42], color=TARGET, linewidth=2)
         bound = "at least" if row.get("better") == "higher" else "at most"
