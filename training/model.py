@@ -58,10 +58,10 @@ class ModelConfig:
             raise ConfigError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
             )
-        too_small = self.num_layers < 3 or self.num_kv_heads < 2 or self.hidden_dim < 4 * self.head_dim
-        if self.induction_init and too_small:
+        fits = self.hidden_dim == 8 * self.head_dim
+        if self.induction_init and not (fits and self.num_layers >= 4 and self.num_kv_heads >= 4):
             raise ConfigError(
-                "induction_init needs 3 layers, 2 key-value heads, hidden_dim >= 4 head_dim: or set it false"
+                "induction_init needs 4 layers, 4 key-value heads, hidden_dim = 8 head_dim: or set it false"
             )
         if self.head_dim not in VLLM_CPU_HEAD_DIMS:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The bundled weights are what this repository's own model says they are, in transformers and in the engine."""
+"""The bundled weights are complete, small, and the same model in transformers as in our own code."""
 
 from __future__ import annotations
 
