@@ -1,9 +1,8 @@
 """Retrieval as Ray actors: one embedder, one shard, and the client that makes them a `Retriever`.
 
-The actors hold the same plain classes a single process uses. The client sends a batch as one call to the
-embedder whose result goes straight to the shard (one wait, two hops), and waits out an actor's
-restart; one that stays away is `IndexUnavailable`, never an empty list. The only file of retrieval that
-loads ray.
+The actors hold the same plain classes a single process uses. A batch is one call to the shard, which asks the
+embedder only for queries it has not seen lately. Calls wait out an actor's restart; one that stays away is
+`IndexUnavailable`, never an empty list. The only file of retrieval that loads ray.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from retrieval.config import PACKAGED_EMBEDDER, RetrievalConfig
 from retrieval.embedding import SentenceTransformerEmbedder
 from retrieval.errors import IndexUnavailable, IngestTimeout, UnknownDocument
 from retrieval.packed import PackedResult, pack, unpack
+from retrieval.query_cache import QueryCache
 from retrieval.requests import check_document, check_searches
 from retrieval.service import LocalRetrieval
 from retrieval.types import (
@@ -78,11 +78,9 @@ class EmbedderActor:
         """Return what this embedder is."""
         return await self._embedder.info()
 
-    async def embed_queries(self, texts: Sequence[str]) -> tuple[np.ndarray, float]:
-        """Return float32[len(texts), dim] and the milliseconds it took."""
-        started = time.perf_counter()
-        vectors_ND = await self._embedder.embed_queries(texts)
-        return vectors_ND, (time.perf_counter() - started) * 1000
+    async def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32[len(texts), dim]."""
+        return await self._embedder.embed_queries(texts)
 
     async def embed_passages(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32[len(texts), dim]."""
@@ -107,11 +105,9 @@ class IndexShardActor:
         """Return seconds by stage of opening."""
         return await (await self._retrieval()).ready()
 
-    async def search(
-        self, requests: Sequence[SearchRequest], embedded: tuple[np.ndarray, float]
-    ) -> list[PackedResult]:
-        """Return results, packed; `embedded` is what the embedder actor returned for the queries."""
-        return pack(await (await self._retrieval()).search_vectors(requests, *embedded))
+    async def search(self, requests: Sequence[SearchRequest]) -> list[PackedResult]:
+        """Return results as tuples; the embedder is asked only for queries not seen lately."""
+        return pack(await (await self._retrieval()).search(requests))
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Return what a `Retriever` or `DocumentStore` method of the shard returns."""
@@ -190,6 +186,7 @@ class ActorEmbedder:
     def __init__(self, embedder: Any, config: RetrievalConfig) -> None:
         self._embedder = embedder
         self._timeout_s = config.call_timeout_s
+        self._cache = QueryCache(config.query_cache_entries)
 
     @classmethod
     def attach(cls, config: RetrievalConfig, *, namespace: str) -> ActorEmbedder:
@@ -198,7 +195,9 @@ class ActorEmbedder:
 
     async def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32[len(texts), dim], L2-normalised."""
-        return (await self._call(self._embedder.embed_queries, list(texts)))[0]
+        return await self._cache.vectors(
+            texts, lambda missing: self._call(self._embedder.embed_queries, missing)
+        )
 
     async def embed_passages(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32[len(texts), dim], L2-normalised."""
@@ -298,13 +297,8 @@ class ActorRetrieval:
         if not requests:
             return []
         check_searches(requests, self._config)
-        queries = [request.query for request in requests]
-        packed = await _answer(
-            "the index shard",
-            self._config.call_timeout_s,
-            lambda: self.shard.search.remote(requests, self.embedder.embed_queries.remote(queries)),
-        )
-        return unpack(packed)
+        timeout_s = self._config.call_timeout_s
+        return unpack(await _answer("the index shard", timeout_s, lambda: self.shard.search.remote(requests)))
 
     async def passages(
         self, chunk_ids: Sequence[str], *, tenant: str = DEFAULT_TENANT

@@ -42,7 +42,7 @@ class RetrievalConfig:
     """`packaged`, a folder with a sentence-transformers model, or a Hugging Face model id."""
     embed_device: str = "auto"
     """Where the embedder runs: `auto`, `cpu`, `cuda` or `cuda:N`."""
-    embed_batch_size: int = 32
+    embed_batch_size: int = 16
     """Texts per forward pass, sorted by length first."""
     embed_threads: int = 0
     """Threads of the embedder's linear algebra; 0 for all cores this process may use."""

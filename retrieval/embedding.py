@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +16,7 @@ import numpy as np
 
 from retrieval.config import RetrievalConfig
 from retrieval.model_files import model_folder, weights_hash
+from retrieval.query_cache import QueryCache
 from retrieval.types import EmbedderInfo
 
 if TYPE_CHECKING:
@@ -38,8 +37,7 @@ class SentenceTransformerEmbedder:
         self._config = config or RetrievalConfig()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedder")
         self._loaded: tuple[SentenceTransformer, EmbedderInfo] | None = None
-        self._cache: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._cache_lock = threading.Lock()
+        self._cache = QueryCache(self._config.query_cache_entries)
 
     async def load(self) -> dict[str, float]:
         """Load the model and run it once; return seconds by stage: `import_s`, `model_s`, `warm_s`."""
@@ -51,18 +49,7 @@ class SentenceTransformerEmbedder:
 
     async def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32[N, D], L2-normalised; texts seen lately come from the cache."""
-        with self._cache_lock:
-            cached = {text: self._cache[text] for text in texts if text in self._cache}
-            for text in cached:
-                self._cache.move_to_end(text)
-        missing = [text for text in dict.fromkeys(texts) if text not in cached]
-        if missing or not texts:
-            fresh_MD = await self._in_thread(self._encode, missing, True)
-            if not texts:
-                return fresh_MD
-            cached.update(zip(missing, fresh_MD, strict=True))
-            self._remember(missing, fresh_MD)
-        return np.stack([cached[text] for text in texts])
+        return await self._cache.vectors(texts, lambda missing: self._in_thread(self._encode, missing, True))
 
     async def embed_passages(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32[N, D], L2-normalised."""
@@ -81,13 +68,6 @@ class SentenceTransformerEmbedder:
 
     async def _in_thread(self, function: Callable[..., _T], *args: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
-
-    def _remember(self, texts: Sequence[str], vectors_ND: np.ndarray) -> None:
-        with self._cache_lock:
-            for text, vector_D in zip(texts, vectors_ND, strict=True):
-                self._cache[text] = vector_D.copy()
-            while len(self._cache) > self._config.query_cache_entries:
-                self._cache.popitem(last=False)
 
     def _timed_load(self) -> dict[str, float]:
         started = time.perf_counter()

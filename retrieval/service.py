@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-
 from retrieval.config import RetrievalConfig
 from retrieval.errors import IngestTimeout
 from retrieval.ingest import Ingestor
@@ -96,12 +94,7 @@ class LocalRetrieval:
         check_searches(requests, self._shard.config)
         started = time.perf_counter()
         vectors_QD = await self._embedder.embed_queries([request.query for request in requests])
-        return await self.search_vectors(requests, vectors_QD, (time.perf_counter() - started) * 1000)
-
-    async def search_vectors(
-        self, requests: Sequence[SearchRequest], vectors_QD: np.ndarray, embed_ms: float
-    ) -> list[SearchResult]:
-        """Return results for queries embedded already, float32[len(requests), dim]."""
+        embed_ms = (time.perf_counter() - started) * 1000
         return await asyncio.to_thread(self._shard.search, requests, vectors_QD, embed_ms=embed_ms)
 
     async def passages(

@@ -8,9 +8,11 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import ActorUnavailableError
 
 from retrieval.actor import ActorRetrieval, actor_env
 from retrieval.config import RetrievalConfig
@@ -41,8 +43,18 @@ async def _fill(retrieval: ActorRetrieval, count: int, prefix: str) -> list[str]
     return [document.document_id for document in added]
 
 
-async def _kill(handle: object) -> None:
-    os.kill(await handle.pid.remote(), signal.SIGKILL)  # pyright: ignore[reportAttributeAccessIssue]
+async def _pid(handle: Any) -> int:
+    """Return an actor's process id, waiting while it restarts."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            try:
+                return await handle.pid.remote()
+            except ActorUnavailableError:
+                await asyncio.sleep(0.1)
+
+
+async def _kill(handle: Any) -> None:
+    os.kill(await _pid(handle), signal.SIGKILL)
 
 
 def _environment_of(pid: int) -> set[str]:
@@ -88,9 +100,10 @@ async def test_killed_shard_comes_back_with_everything_acknowledged(retrieval: A
 async def test_search_during_a_restart_waits_and_is_never_empty(retrieval: ActorRetrieval) -> None:
     ids = await _fill(retrieval, 3, "steady")
     await retrieval.wait_ready(ids, timeout_s=WAIT_S)
-    for handle in (retrieval.shard, retrieval.embedder):
+    for word, handle in (("tells", retrieval.shard), ("topic", retrieval.embedder)):
         await _kill(handle)
-        requests = [SearchRequest(f"steady number {number}", k=1) for number in range(3)]
+        # Queries not seen before: the embedder is needed for them.
+        requests = [SearchRequest(f"steady {word} {number}", k=1) for number in range(3)]
         batches = await asyncio.gather(*(retrieval.search(requests) for _ in range(4)))
         for batch in batches:
             names = [result.passages[0].document for result in batch]
@@ -128,7 +141,7 @@ async def test_actors_run_in_the_recommended_environment(retrieval: ActorRetriev
     wanted = actor_env(CONFIG, 1)
     assert wanted["OMP_WAIT_POLICY"] == "passive"
     for handle in (retrieval.shard, retrieval.embedder):
-        environment = _environment_of(await handle.pid.remote())
+        environment = _environment_of(await _pid(handle))
         assert {f"{key}={value}" for key, value in wanted.items()} <= environment
 
 
