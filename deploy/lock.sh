@@ -9,7 +9,7 @@ GPU_OPTIONS=("${OPTIONS[@]}")
 overrides=$(mktemp)
 printf "%s; sys_platform == 'never'\n" torchvision torchaudio torchcodec > "$overrides"
 uv pip compile pyproject.toml --extra cpu --override "$overrides" "${OPTIONS[@]}" -o requirements/cpu.lock
-uv pip compile pyproject.toml --extra cpu --extra dev --override "$overrides" "${OPTIONS[@]}" -o requirements/all.lock
+uv pip compile pyproject.toml --extra cpu --extra dev -c requirements/cpu.lock --override "$overrides" "${OPTIONS[@]}" -o requirements/all.lock
 grep -vxFf requirements/cpu.lock requirements/all.lock > requirements/dev.lock && rm requirements/all.lock
 # torch pins cuBLAS 13.1 and faiss-gpu-cuvs asks for 13.2: within CUDA 13 the newer one serves both.
 printf '%s>=13.2,<14\n' nvidia-cublas nvidia-cuda-runtime > "$overrides"

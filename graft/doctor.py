@@ -130,6 +130,8 @@ def _model(config: GraftConfig) -> Iterator[Finding]:
     if folder.is_dir():
         ok = (folder / "config.json").exists()
         yield Finding("model", "ok" if ok else "fail", model, "" if ok else f"{model}/config.json is missing")
+    elif config.serving.model == BUNDLED_MODEL:
+        yield Finding("model", "fail", f"no folder {model}", "restore it with `git checkout -- models`")
     else:
         yield Finding(
             "model",
