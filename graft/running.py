@@ -35,7 +35,7 @@ def find_running(home: Path) -> Running | None:
         running = Running(**json.loads((home / RECORD).read_text(encoding="utf-8")))
         process = psutil.Process(running.pid)
         return running if abs(process.create_time() - running.process_started_s) < 1.0 else None
-    except (FileNotFoundError, json.JSONDecodeError, TypeError, psutil.NoSuchProcess):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, TypeError, psutil.NoSuchProcess):
         return None
 
 

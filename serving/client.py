@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -61,7 +61,24 @@ class ActorGenerator:
         return await call(self.actor.ready.remote())
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GeneratedChunk]:
-        """Stream the output of one request; see `Generator.generate`."""
+        """Stream the output of one request; see `Generator.generate`.
+
+        A session can end while its client is idle, because the actor restarted or took the client for gone.
+        A request that meets this before its first output is sent once more, on a new session.
+        """
+        for last_try in (False, True):
+            begun = False
+            try:
+                async with aclosing(self._once(request)) as chunks:
+                    async for chunk in chunks:
+                        begun = True
+                        yield chunk
+                return
+            except _RequestLost as error:
+                if begun or last_try:
+                    raise GeneratorUnavailable(LOST) from error
+
+    async def _once(self, request: GenerateRequest) -> AsyncGenerator[GeneratedChunk]:
         link = await self._link()
         number, inbox = link.submit(request)
         ended = False
@@ -130,6 +147,10 @@ def _ours(error: Exception) -> Exception:
         f"The generator actor {state} ({error.__class__.__name__}); Ray restarts it, which takes about "
         "20 s: send the request again then. If it keeps dying, look at its log and at the free memory."
     )
+
+
+class _RequestLost(Exception):
+    """The session ended, and with it the request."""
 
 
 class _Inbox:
@@ -203,7 +224,7 @@ class _Link:
         try:
             await call(accepted)
         except SessionLost:
-            self._fail(GeneratorUnavailable(LOST))
+            self._fail(_RequestLost())
         except (GeneratorUnavailable, RayTaskError) as error:
             self._deliver(Delivery(number, None, _unavailable(error)))
 
@@ -215,7 +236,7 @@ class _Link:
                 for delivery in deliveries:
                     self._deliver(delivery)
         except SessionLost:
-            self._fail(GeneratorUnavailable(LOST))
+            self._fail(_RequestLost())
         except TimeoutError:
             self._fail(
                 GeneratorUnavailable(

@@ -67,3 +67,19 @@ def test_killed_generator_is_named_then_answers_again(platform: Graft):
         time.sleep(1)
     assert result.citations
     assert platform.status().healthy
+
+
+def test_client_idle_over_a_restart_is_answered_at_once(platform: Graft):
+    """The client's session died with the actor; its next request opens another without an error."""
+    assert platform.pipeline("rag").invoke(QUESTION).error is None
+    before = platform._portal.call(platform.generator.ready).pid
+    os.kill(before, signal.SIGKILL)
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        with suppress(GeneratorUnavailable):
+            if platform._portal.call(platform.generator.ready).pid != before:
+                break
+        time.sleep(0.5)
+    result = platform.pipeline("rag").invoke(QUESTION)
+    assert result.error is None
+    assert result.stop_reason in ("answered", "abstained")
