@@ -58,13 +58,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def platform(ray_session: None, home: Path) -> Iterator[object]:
     """A whole platform with the sample library, started through the SDK."""
     from graft import Graft, GraftConfig
-    from serving.config import ServingConfig
-    from tests.tiny_model import build_tiny_model
 
-    model = (
-        "graft-mini" if Path("models/graft-mini/config.json").exists() else str(build_tiny_model(home / "m"))
-    )
-    with Graft.up(GraftConfig(home=home, serving=ServingConfig(model=model))) as graft:
+    with Graft.up(GraftConfig(home=home)) as graft:
         yield graft
 
 

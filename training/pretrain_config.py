@@ -88,7 +88,9 @@ def _build(kind: type, table: dict[str, Any], where: str) -> Any:
         elif typing.get_origin(hint) is tuple:
             member = typing.get_args(hint)[0]
             built = (
-                _build(member, item, f"{where}:{key}") if dataclasses.is_dataclass(member) else item
+                _build(typing.cast(type, member), item, f"{where}:{key}")
+                if dataclasses.is_dataclass(member)
+                else item
                 for item in value
             )
             value = tuple(built)
