@@ -1,16 +1,17 @@
 """Reading comprehension of the bundled generator: `python -m benchmarks.reading [--quick] [--squad FILE]`.
 
 Questions are those of a SQuAD 2.0 file that no training run reads (`squad2/dev` by default). Prompts are the
-served ones (`serving.prompt.rag_prompt`), decoding is greedy. `gold_only` shows the paragraph alone; in
-`gold_in_5` it stands among the four other paragraphs that share the most words with the question, in random
-order. A refusal is an answer that says "Not in the documents."; on answerable questions it scores zero. A
-citation is correct when the cited passage holds one of the accepted answers.
+served ones (`serving.prompt.rag_prompt`), decoding is greedy, in vLLM. `gold_only` shows the paragraph
+alone; in `gold_in_5` it stands among the four other paragraphs that share the most words with the question,
+in random order. A refusal is an answer that says "Not in the documents."; on answerable questions it scores
+zero. A citation is correct when the cited passage holds one of the accepted answers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
 import string
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report import Report
+from serving.config import ServingConfig
+from serving.environment import engine_environment
 from serving.prompt import NOT_IN_DOCUMENTS, PromptPassage, rag_prompt
 from serving.tokenizer import ModelTokenizer
 from training.corpus import HumanPassage, open_lines, read_nq, read_squad
@@ -31,7 +34,6 @@ NUM_PASSAGES = 5
 QUICK_QUESTIONS = 60
 """Questions of each arm under --quick."""
 MAX_NEW_TOKENS = 40
-BATCH = 16
 _CITATION = re.compile(r"\[(\d+)\]")
 
 
@@ -112,41 +114,25 @@ def gold_in_5(passages: Sequence[HumanPassage], extra: Sequence[PromptPassage]) 
 
 
 class Reader:
-    """The exported model under transformers, decoding greedily."""
+    """The exported model in vLLM, decoding greedily."""
 
     def __init__(self, folder: Path) -> None:
-        """Load weights and tokenizer."""
-        from transformers import AutoModelForCausalLM
+        """Start an engine in this process; its variables must stand before torch is loaded."""
+        os.environ.update(engine_environment(ServingConfig()), VLLM_CPU_KVCACHE_SPACE="2")
+        from vllm import LLM, SamplingParams
 
         self.encoder = ModelTokenizer(folder / "tokenizer.json")
-        self.model = AutoModelForCausalLM.from_pretrained(str(folder), dtype="float32")
+        self.engine = LLM(str(folder), dtype="float32", enforce_eager=True, block_size=32, seed=0)
+        self.sampling = SamplingParams(temperature=0.0, max_tokens=MAX_NEW_TOKENS)
+        self.limit = self.engine.model_config.max_model_len - MAX_NEW_TOKENS
 
     def replies(self, items: Sequence[Item]) -> list[Reply]:
         """Return the reply to every item, in order."""
-        prompts = [self.encoder.encode_prompt(rag_prompt(item.question, item.passages)) for item in items]
-        order = sorted(range(len(items)), key=lambda index: len(prompts[index]))
-        replies: dict[int, Reply] = {}
-        for start in range(0, len(order), BATCH):
-            batch = order[start : start + BATCH]
-            for index, raw in zip(batch, self._generate([prompts[index] for index in batch]), strict=True):
-                replies[index] = Reply.parse(raw)
-        return [replies[index] for index in range(len(items))]
-
-    def _generate(self, prompts: list[list[int]]) -> list[str]:
-        import torch
-
-        limit = self.model.config.max_position_embeddings - MAX_NEW_TOKENS
+        encoded = [self.encoder.encode_prompt(rag_prompt(item.question, item.passages)) for item in items]
         # A prompt above the context keeps its end, where the question stands.
-        prompts = [prompt[-limit:] for prompt in prompts]
-        width = max(map(len, prompts))
-        pad = self.model.generation_config.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        with torch.inference_mode():
-            output = self.model.generate(
-                ids, attention_mask=mask, max_new_tokens=MAX_NEW_TOKENS, do_sample=False
-            )
-        return [self.encoder.decode(row[width:].tolist()) for row in output]
+        prompts = [{"prompt_token_ids": ids[-self.limit :]} for ids in encoded]
+        outputs = self.engine.generate(prompts, self.sampling, use_tqdm=False)
+        return [Reply.parse(output.outputs[0].text) for output in outputs]
 
 
 def add_answers(report: Report, arm: str, items: Sequence[Item], replies: Sequence[Reply]) -> None:

@@ -115,7 +115,10 @@ def export_model(model: MiniModel, folder: Path, *, token_ids: dict[str, int]) -
         name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    save_file(state, str(weights), metadata={"format": "pt"})
+    # safetensors writes for the owner alone; a bundle is for whoever clones the repository.
+    weights.chmod(0o644)
     end_id, pad_id = token_ids[TURN_END], token_ids[END_OF_TEXT]
     config = hf_config(model.config, end_id=end_id, pad_id=pad_id)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
