@@ -287,7 +287,7 @@ def _abstention(citations: Sequence[Citation]) -> str:
         )
     else:
         body = (
-            "<p>Your documents do not say enough to answer this. These passages came closest:</p>"
+            "<p>No answer could be verified in your documents. These passages came closest:</p>"
             f"{quote_list(citations)}"
         )
     return f'<div class="abstained" role="note"><strong>No supported answer</strong>{body}</div>'

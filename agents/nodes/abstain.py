@@ -18,7 +18,7 @@ from agents.state import Citation, RagState, StopReason
 from retrieval.types import Passage
 
 NOTHING_FOUND = "Nothing was found in the documents for this question."
-UNSUPPORTED = "The documents do not hold a supported answer to this question."
+UNSUPPORTED = "No answer to this question could be verified in the documents."
 CLOSEST = "The closest passages say:"
 
 _SPENT: dict[StopReason, str] = {
