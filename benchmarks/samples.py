@@ -68,8 +68,8 @@ def load_questions() -> list[Question]:
 
 
 def plain(text: str) -> str:
-    """Return lower-case words without citation marks and punctuation."""
-    return " ".join(re.findall(r"\w+", re.sub(r"\[\d+\]", " ", text).lower()))
+    """Return lower-case words and whole numbers without citation marks and punctuation."""
+    return " ".join(re.findall(r"\d+(?:[.,]\d+)+|\w+", re.sub(r"\[\d+\]", " ", text).lower()))
 
 
 def matches(answer: str, gold: str) -> bool:

@@ -56,3 +56,20 @@ def test_transformers_and_our_own_model_give_equal_logits():
         expected = ours.logits(ours(ids, torch.arange(ids.shape[1])[None], branch_mask(zeros, zeros)))
         actual = theirs(ids).logits
     torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-3)
+
+
+async def test_the_engine_writes_what_transformers_writes(engine):
+    from transformers import AutoModelForCausalLM
+
+    from serving.types import GenerateRequest, Sampling
+
+    tokenizer = ModelTokenizer(FOLDER / "tokenizer.json")
+    model = AutoModelForCausalLM.from_pretrained(str(FOLDER), dtype=torch.float32)
+    ids = torch.tensor([tokenizer.encode_prompt(PROMPT)])
+    with torch.no_grad():
+        whole = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :].tolist()
+    expected = [token for token in whole if token not in tokenizer.end_ids]
+    request = GenerateRequest(PROMPT, Sampling(max_tokens=12))
+    written = [token async for chunk in engine.generate(request) for token in chunk.token_ids]
+    assert [token for token in written if token not in tokenizer.end_ids] == expected
+    assert expected
