@@ -113,6 +113,15 @@ async def test_a_lone_surrogate_is_the_callers_error(engine: ActorGenerator) -> 
         await write(engine, ask("half \ud83d a character"))
 
 
+async def test_many_seeded_requests_at_once_do_not_kill_the_engine(engine: ActorGenerator) -> None:
+    """Their prompts exceed one step's tokens: a split prefill of a seeded request kills vLLM on a CPU."""
+    sampling = Sampling(max_tokens=4, temperature=1.0, seed=7)
+    prompts = [f"{number} seeded question about blocks of memory. " * 12 for number in range(32)]
+    written = await asyncio.gather(*[write(engine, ask(prompt, sampling)) for prompt in prompts])
+    assert len(written) == len(prompts)
+    assert (await engine.health()).status == "ready"
+
+
 async def test_a_person_overtakes_a_batch_job(engine: ActorGenerator) -> None:
     """With every slot and the queue full of batch requests, a person's request does not end last."""
     done: list[str] = []
