@@ -3,11 +3,17 @@
 RetrievalError
 |-- RetrievalRequestError      the caller's fault; nothing was changed
 |   |-- InvalidSearch          empty or oversized query, k out of range
+|   |   `-- InvalidFilter      malformed predicate, unknown field, wrong type
 |   |-- InvalidDocument        empty, too large, unreadable name
+|   |-- InvalidMetadata        a field's name or type cannot be stored
+|   |-- InvalidVector          wrong dimension, NaN or infinity
+|   |-- InvalidVersion         a version that cannot be made, switched to or removed now
+|   |-- UnknownVersion         no such index version or alias
 |   `-- UnknownDocument        no such document for this tenant
 |-- UnreadableDocument         the bytes hold no text we can extract; becomes the document's `error`
 `-- RetrievalUnavailable       ours
     |-- IndexUnavailable       no shard could answer
+    |-- Overloaded             the queue of searches is full; try again later
     |-- IngestTimeout          documents still under way when the caller's patience ended
     `-- StorageFull            the disk has no room; nothing was stored
 """
@@ -25,6 +31,26 @@ class RetrievalRequestError(RetrievalError):
 
 class InvalidSearch(RetrievalRequestError):
     """A search request is out of its bounds."""
+
+
+class InvalidFilter(InvalidSearch):
+    """A predicate is malformed, names an unknown field, or compares with a value of another type."""
+
+
+class InvalidMetadata(RetrievalRequestError):
+    """A metadata field's name or value cannot be stored."""
+
+
+class InvalidVector(RetrievalRequestError):
+    """A vector has the wrong dimension or holds NaN or infinity."""
+
+
+class InvalidVersion(RetrievalRequestError):
+    """An index version cannot be made, switched to or removed as asked."""
+
+
+class UnknownVersion(RetrievalRequestError):
+    """No such index version or alias."""
 
 
 class InvalidDocument(RetrievalRequestError):
@@ -45,6 +71,10 @@ class RetrievalUnavailable(RetrievalError):
 
 class IndexUnavailable(RetrievalUnavailable):
     """No shard could answer."""
+
+
+class Overloaded(RetrievalUnavailable):
+    """Too many searches wait already; try again after a moment."""
 
 
 class IngestTimeout(RetrievalUnavailable):

@@ -7,14 +7,27 @@ Scores: higher is better, always. Offsets count Unicode code points of the docum
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from retrieval.filters import Filter
+    from retrieval.versions import TokenCodec
+
+MetadataValue = str | int | float | bool | tuple[str, ...]
+"""What a metadata field may hold; a field has one type in a shard."""
+Metadata = Mapping[str, MetadataValue]
+
+Fusion = Literal["convex", "rrf"]
+"""How hybrid search joins its legs: convex combination of normalised scores, or reciprocal ranks."""
+Rerank = Literal["auto", "none", "maxsim", "cross_encoder"]
+"""What reorders the fused candidates; `auto` is MaxSim where the version keeps token codes, else none."""
+Expand = Literal["none", "parent", "neighbours"]
+"""What a hit's passage grows by: the rest of its section, or the chunks after it (RETRO)."""
 SearchMode = Literal["hybrid", "dense", "lexical"]
 """Which legs answer: both, embeddings only, BM25 only."""
 
@@ -67,6 +80,8 @@ class Document:
     """Unix time it was first added."""
     updated_s: float = 0.0
     """Unix time of the last change of state or content."""
+    metadata: Metadata = field(default_factory=dict[str, MetadataValue])
+    """Typed fields that filters can name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +150,10 @@ class Hit:
     """Cosine with the query; None where the dense leg did not return it."""
     lexical_score: float | None = None
     """BM25; None where the lexical leg did not return it."""
+    fused_score: float | None = None
+    """What fusion made of both, before any rerank."""
+    rerank_score: float | None = None
+    """MaxSim or cross-encoder score; None where no rerank looked at it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +172,60 @@ class SearchRequest:
     """Which legs answer."""
     tenant: str = DEFAULT_TENANT
     """Only this tenant's chunks are searched; the filter runs inside the index."""
+    filter: Filter | None = None
+    """Only documents whose metadata satisfy this predicate; see `retrieval.filters`."""
+    fusion: Fusion = "convex"
+    """How hybrid search joins its legs."""
+    alpha: float | None = None
+    """Weight of the dense leg in a convex combination, 0 to 1; None for the configured one."""
+    rerank: Rerank = "auto"
+    """What reorders the fused candidates."""
+    mmr: float | None = None
+    """Maximal marginal relevance: 1 is relevance alone, 0 diversity alone; None leaves the order."""
+    expand: Expand = "none"
+    """What each passage grows by."""
+    version: str | None = None
+    """Index version or alias that answers; None for the active one."""
+    min_seq: Mapping[str, int] | None = None
+    """Log position by shard name that the answer must reflect (read your writes); it waits until there."""
+    deadline_s: float | None = None
+    """Seconds after which shards and stages still under way are left out, and named; None for the default."""
+    exact: bool = False
+    """Whether the dense leg must be exact even where the index is approximate."""
+    explain: bool = False
+    """Whether `SearchResult.explanation` is filled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of a search: what it did, or why it was skipped."""
+
+    name: str
+    """`embed`, `dense`, `lexical`, `fuse`, `maxsim`, `cross_encoder`, `mmr`, `expand`, `passages`."""
+    ms: float
+    """Time it took; 0 when skipped."""
+    skipped: str | None = None
+    """Why it was skipped, such as `no token codes` or `time budget`; None when it ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How an answer came about; hits carry their own scores before and after each stage."""
+
+    version: str
+    """Index version that answered."""
+    epoch: int
+    """Switch of versions the answer belongs to."""
+    plans: Mapping[str, str]
+    """By shard: how its dense leg was answered, such as `gather+exact 312 of 100,000`."""
+    seqs: Mapping[str, int]
+    """By shard: the log position it answered from."""
+    dense: tuple[tuple[str, float], ...]
+    """Chunk id and cosine of the dense leg's first candidates, best first."""
+    lexical: tuple[tuple[str, float], ...]
+    """Chunk id and BM25 of the lexical leg's first candidates, best first."""
+    terms: tuple[str, ...]
+    """Stemmed terms the lexical leg looked up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +248,34 @@ class SearchResult:
     """Time spent embedding the query."""
     search_ms: float = 0.0
     """Time spent in the index."""
+    stages: tuple[Stage, ...] = ()
+    """What ran and what was skipped, in order."""
+    explanation: Explanation | None = None
+    """Set when the request asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A text indexed as it is, as one chunk, under an id of the caller's; the unit of a vector database."""
+
+    name: str
+    """Its id within the library: a plain name."""
+    text: str
+    """The characters; not cut, at most `RetrievalConfig.max_record_chars`."""
+    vector: Sequence[float] | None = None
+    """float[dim] made by the active version's embedder; None to have it embedded here."""
+    metadata: Metadata = field(default_factory=dict[str, MetadataValue])
+    """Typed fields that filters can name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """A write that is durable."""
+
+    seqs: Mapping[str, int]
+    """Log position by shard name; give it to `SearchRequest.min_seq` to read this write anywhere."""
+    count: int
+    """Records or documents written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +304,18 @@ class EmbedderInfo:
     """Numbers per vector."""
     max_tokens: int
     """Tokens it reads of a text; more are cut."""
+    backend: str = "torch-fp32"
+    """What computes it: `torch-fp32`, `torch-fp16` or `onnx-int8`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTokens:
+    """The token vectors of a batch of texts, compressed."""
+
+    codes: tuple[bytes, ...]
+    """Per text, the codes of its tokens' unit vectors; see `retrieval.ranking.token_codes`."""
+    codec: TokenCodec
+    """How they were compressed."""
 
 
 class Embedder(Protocol):
@@ -214,6 +327,16 @@ class Embedder(Protocol):
 
     async def embed_passages(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32[len(texts), dim], L2-normalised."""
+        ...
+
+    async def embed_passages_with_tokens(
+        self, texts: Sequence[str], codec: TokenCodec
+    ) -> tuple[np.ndarray, EncodedTokens]:
+        """Return the vectors, and the token vectors of the same forward pass, compressed."""
+        ...
+
+    async def embed_queries_with_tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return the vectors and, per query, float32[num_tokens, dim] unit vectors of its tokens."""
         ...
 
     async def info(self) -> EmbedderInfo:
@@ -244,7 +367,13 @@ class DocumentStore(Protocol):
     """Where documents are added, watched, read and deleted."""
 
     async def add(
-        self, name: str, data: bytes, *, library: str = DEFAULT_LIBRARY, tenant: str = DEFAULT_TENANT
+        self,
+        name: str,
+        data: bytes,
+        *,
+        library: str = DEFAULT_LIBRARY,
+        tenant: str = DEFAULT_TENANT,
+        metadata: Metadata | None = None,
     ) -> Document:
         """Store a file durably and queue it; returns once it is acknowledged (state `queued`).
 
@@ -253,6 +382,20 @@ class DocumentStore(Protocol):
 
         Raises:
             InvalidDocument: The file is empty, too large, or its name is not a plain file name.
+            InvalidMetadata: A field's name or type cannot be stored.
+            StorageFull: The disk is full; nothing was stored.
+        """
+        ...
+
+    async def upsert(
+        self, records: Sequence[Record], *, library: str = DEFAULT_LIBRARY, tenant: str = DEFAULT_TENANT
+    ) -> Acknowledged:
+        """Store records in one transaction a shard; searchable when this returns, replacing equal names.
+
+        Raises:
+            InvalidDocument: A record is empty or too long, or two have one name.
+            InvalidVector: A vector has another dimension than the index, or holds NaN or infinity.
+            InvalidMetadata: A field's name or type cannot be stored.
             StorageFull: The disk is full; nothing was stored.
         """
         ...
