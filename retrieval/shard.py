@@ -15,7 +15,7 @@ import numpy as np
 
 from retrieval import media_types
 from retrieval.config import RetrievalConfig
-from retrieval.fusion import convex_combination
+from retrieval.ranking.fusion import convex_combination
 from retrieval.index import VectorIndex
 from retrieval.lexical import match_expression
 from retrieval.requests import check_document, check_searches

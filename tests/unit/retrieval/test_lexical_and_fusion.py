@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.fusion import convex_combination
+from retrieval.ranking.fusion import convex_combination
 from retrieval.lexical import STOP_WORDS, match_expression
 
 SCORES = st.dictionaries(st.integers(0, 20), st.floats(0.001, 50, allow_nan=False), max_size=12)
