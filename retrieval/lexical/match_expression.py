@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import re
 
-_WORD = re.compile(r"\w+")
+from retrieval.lexical.tokens import STOP_WORDS
 
-_FUNCTION_WORDS = """a an and are as at be but by can did do does for from had has have how i if in into is it
-its me my of on or our so than that the their them then there these they this to was we were what when where
-which who why will with would you your"""
-STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
-"""English function words: left out unless the query has nothing else. They match nearly every chunk, cost
-time and add noise."""
+_WORD = re.compile(r"\w+")
 
 
 def match_expression(query: str, max_terms: int) -> str | None:
