@@ -12,6 +12,7 @@ from ui.chat import ChatTab
 from ui.client import GraftClient
 from ui.library import LibraryTab
 from ui.reader import Reader
+from ui.streams import StreamOrder
 from ui.theme import FOLDER, theme
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def mount(app: FastAPI, blocks: gr.Blocks, *, path: str = "/", max_file_bytes: i
         max_file_bytes: Largest upload accepted.
     """
     app.add_middleware(ContentPolicy, path=path)
+    app.add_middleware(StreamOrder)
     return gr.mount_gradio_app(
         app,
         blocks,

@@ -245,7 +245,6 @@ def test_upload_becomes_ready_and_can_be_asked_about(open_page: OpenPage, fake_s
     expect(row.get_by_role("progressbar")).to_be_visible()
     expect(row).to_have_attribute("data-state", "ready", timeout=15_000)
     page.get_by_role("tab", name="Chat").click()
-    page.wait_for_timeout(1_000)  # Gradio drops an Enter pressed within milliseconds of a change of tab
     ask(page, "What joins a scion to a rootstock?")
     wait_idle(page)
     expect(page.locator("#sources .card").first).to_contain_text("grafting.md")

@@ -57,7 +57,6 @@ def test_uploaded_file_is_found(open_page: OpenPage, platform_url):
     row = page.locator('#documents li[data-name="zinnober-protocol.md"]')
     expect(row).to_have_attribute("data-state", "ready", timeout=60_000)
     page.get_by_role("tab", name="Chat").click()
-    page.wait_for_timeout(1_000)  # Gradio drops an Enter pressed within milliseconds of a change of tab
     ask(page, "How does the Zinnober protocol seal every envelope?")
     wait_idle(page)
     expect(page.locator("#sources .card").first).to_contain_text("zinnober-protocol.md")
