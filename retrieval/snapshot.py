@@ -1,59 +1,43 @@
-"""What a search reads from SQLite: the log position, new vectors, the lexical leg and the passages."""
+"""What an index reads from SQLite at one moment: changes, rows for building, terms, and passages.
+
+A snapshot has a connection of its own; it neither waits for writers nor makes them wait. Every call names the
+index version by its number, whose tables it reads.
+"""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from retrieval.types import Passage
+from retrieval.errors import UnknownVersion
+from retrieval.lexical import terms_of
+from retrieval.metadata import parsed
+from retrieval.stored import (
+    Changes,
+    DeltaStats,
+    DocumentInfo,
+    DocumentRows,
+    RowBlock,
+    chunk_id_of,
+)
+from retrieval.types import MetadataValue, Passage
+from retrieval.vectors import codecs
+from retrieval.version_tables import StoredVersion, stored_version
 
-HASH_PREFIX_DIGITS = 12
+__all__ = ["Changes", "DeltaStats", "DocumentInfo", "DocumentRows", "RowBlock", "Snapshot", "chunk_id_of"]
+
+_ROW_COLUMNS = "c.row_id, c.document_id, c.content_hash, c.ordinal, c.page, c.num_terms, c.vector"
+_INFO_COLUMNS = "d.tenant, d.library, d.name, d.media_type, d.metadata, d.created_s, d.updated_s"
 _PASSAGE_COLUMNS = (
-    "c.row_id, c.document_id, d.name, c.library, c.text, c.start, c.stop, c.page, c.content_hash, c.ordinal"
+    "c.document_id, d.name, d.library, c.text, c.start, c.stop, c.page, c.content_hash, c.ordinal"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkFilter:
-    """Which chunks a query may see; the same value filters both legs."""
-
-    tenant: str
-    """Only this tenant's."""
-    library: str | None = None
-    """Only this library's; None for all."""
-    document_ids: tuple[str, ...] = ()
-    """Only these documents'; empty for all."""
-
-
-@dataclass(frozen=True, slots=True)
-class DocumentVectors:
-    """The chunks of one document, as the vector index needs them."""
-
-    document_id: str
-    """The document."""
-    tenant: str
-    """Its tenant."""
-    library: str
-    """Its library."""
-    row_ids: list[int]
-    """Rows of `chunks`, ascending; never used again for another chunk."""
-    chunk_ids: list[str]
-    """Their public ids."""
-    vectors_ND: np.ndarray
-    """float32[len(row_ids), dim]."""
-
-
-def chunk_id_of(document_id: str, content_hash: str, ordinal: int) -> str:
-    """Return a chunk's public id."""
-    return f"{document_id}:{content_hash[:HASH_PREFIX_DIGITS]}:{ordinal}"
-
-
 class Snapshot:
-    """Reads of one moment; valid while its transaction lasts."""
+    """Reads of one moment; valid while its transaction lasts, for one thread at a time."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -62,95 +46,241 @@ class Snapshot:
         """Return the position of the last change in the log."""
         return self._db.execute("SELECT coalesce(max(seq), 0) FROM ops").fetchone()[0]
 
-    def changed_documents(self, after_seq: int) -> list[str]:
-        """Return the documents that changed after a log position."""
-        rows = self._db.execute("SELECT DISTINCT document_id FROM ops WHERE seq>?", (after_seq,))
-        return [row[0] for row in rows]
+    def versions(self) -> list[StoredVersion]:
+        """Return the index versions, oldest first."""
+        return [
+            stored_version(row)
+            for row in self._db.execute("SELECT * FROM versions ORDER BY number").fetchall()
+        ]
 
-    def vectors(self, document_ids: Iterable[str]) -> list[DocumentVectors]:
-        """Return the vectors of documents that have any."""
-        found = []
-        for document_id in document_ids:
-            rows = self._db.execute(
-                "SELECT row_id, tenant, library, content_hash, ordinal, vector FROM chunks"
-                " WHERE document_id=? ORDER BY ordinal",
-                (document_id,),
-            ).fetchall()
-            if rows:
-                matrix_ND = np.frombuffer(b"".join(row["vector"] for row in rows), dtype="<f4")
-                found.append(
-                    DocumentVectors(
-                        document_id=document_id,
-                        tenant=rows[0]["tenant"],
-                        library=rows[0]["library"],
-                        row_ids=[row["row_id"] for row in rows],
-                        chunk_ids=[
-                            chunk_id_of(document_id, row["content_hash"], row["ordinal"]) for row in rows
-                        ],
-                        vectors_ND=matrix_ND.reshape(len(rows), -1),
-                    )
-                )
-        return found
+    def aliases(self) -> dict[str, str]:
+        """Return the version id of each alias."""
+        return dict(map(tuple, self._db.execute("SELECT name, version_id FROM aliases").fetchall()))
 
-    def lexical(self, match: str, limit: int, chunks: ChunkFilter | None) -> dict[int, float]:
-        """Return BM25 by row id of the best chunks; the filter acts before the limit.
+    def fields(self) -> dict[str, str]:
+        """Return the type of each metadata field: text, number, boolean or texts."""
+        return dict(map(tuple, self._db.execute("SELECT name, type FROM fields").fetchall()))
+
+    def num_rows(self, version_number: int) -> int:
+        """Return the chunks a version holds."""
+        self._version(version_number)
+        return self._db.execute(f"SELECT count(*) FROM chunks_{version_number}").fetchone()[0]
+
+    def changes(self, version_number: int, after_seq: int) -> Changes:
+        """Return what a version's index must take up to go from a log position to this moment.
+
+        Of each changed document only the latest state comes. Its rows replace all it had, which may be the
+        very same `row_ids`: then only its metadata changed. New rows have higher ids than any before.
+        """
+        version = self._version(version_number)
+        seq = self.seq()
+        if seq == after_seq:
+            return Changes(seq, [], [])
+        changed = [
+            row[0]
+            for row in self._db.execute(
+                "SELECT DISTINCT document_id FROM ops WHERE seq>? AND version IN (?, 0)",
+                (after_seq, version_number),
+            )
+        ]
+        rows = self._db.execute(
+            f"SELECT {_ROW_COLUMNS}, {_INFO_COLUMNS} FROM json_each(?)"
+            f" JOIN chunks_{version_number} AS c ON c.document_id=value"
+            " JOIN documents AS d ON d.document_id=c.document_id ORDER BY c.row_id",
+            (json.dumps(changed),),
+        ).fetchall()
+        documents = self._documents(version, rows)
+        left = {document.document_id for document in documents}
+        return Changes(seq, [one for one in changed if one not in left], documents)
+
+    def blocks(
+        self, version_number: int, block_rows: int = 4096, with_terms: bool = False
+    ) -> Iterator[RowBlock]:
+        """Yield every row of a version by ascending row id, for building a base segment.
 
         Args:
-            match: An FTS5 expression from `lexical.match_expression`.
-            limit: Most rows returned.
-            chunks: Which chunks count; None for all.
+            version_number: The version.
+            block_rows: Most rows of a block.
+            with_terms: Whether blocks carry the rows' stemmed terms, made anew from their texts.
         """
-        if chunks is None:
-            sql = (
-                "SELECT rowid, -rank FROM chunks_fts WHERE chunks_fts MATCH :match ORDER BY rank LIMIT :limit"
+        version = self._version(version_number)
+        text = ", c.text" if with_terms else ""
+        cursor = self._db.execute(
+            f"SELECT {_ROW_COLUMNS}, {_INFO_COLUMNS}{text} FROM chunks_{version_number} AS c"
+            " JOIN documents AS d ON d.document_id=c.document_id ORDER BY c.row_id"
+        )
+        while rows := cursor.fetchmany(block_rows):
+            documents: dict[str, int] = {}
+            infos: list[DocumentInfo] = []
+            for row in rows:
+                if row["document_id"] not in documents:
+                    documents[row["document_id"]] = len(infos)
+                    infos.append(_info(row))
+            yield RowBlock(
+                row_ids=_ints(rows, "row_id", np.int64),
+                documents=infos,
+                document_of=np.array([documents[row["document_id"]] for row in rows], dtype=np.int32),
+                ordinals=_ints(rows, "ordinal", np.int32),
+                pages=_pages(rows),
+                num_terms=_ints(rows, "num_terms", np.int32),
+                vectors_ND=self._vectors(version, rows),
+                terms=[terms_of(row["text"]) for row in rows] if with_terms else None,
             )
-            return dict(self._db.execute(sql, {"match": match, "limit": limit}).fetchall())
-        sql = (
-            "SELECT f.rowid, -bm25(chunks_fts) AS score FROM chunks_fts AS f"
-            " JOIN chunks AS c ON c.row_id=f.rowid WHERE chunks_fts MATCH :match AND c.tenant=:tenant"
-        )
-        if chunks.library is not None:
-            sql += " AND c.library=:library"
-        if chunks.document_ids:
-            sql += " AND c.document_id IN (SELECT value FROM json_each(:document_ids))"
-        rows = self._db.execute(
-            f"{sql} ORDER BY score DESC, f.rowid LIMIT :limit",
-            {
-                "match": match,
-                "limit": limit,
-                "tenant": chunks.tenant,
-                "library": chunks.library,
-                "document_ids": json.dumps(chunks.document_ids),
-            },
-        )
-        return dict(rows.fetchall())
 
-    def passages_by_row(self, row_ids: Iterable[int]) -> dict[int, Passage]:
-        """Return passages by row id."""
-        rows = self._db.execute(
-            f"SELECT {_PASSAGE_COLUMNS} FROM chunks AS c JOIN documents AS d USING (document_id)"
-            " WHERE c.row_id IN (SELECT value FROM json_each(?))",
-            (json.dumps(list(row_ids)),),
-        )
-        return {row["row_id"]: _passage(row) for row in rows}
+    def delta_postings(
+        self, version_number: int, terms: Sequence[str], after_row_id: int
+    ) -> dict[str, list[tuple[int, int]]]:
+        """Return (row id, occurrences) by term of live rows after a row id, ascending in row id."""
+        self._version(version_number)
+        found: dict[str, list[tuple[int, int]]] = {}
+        for term in dict.fromkeys(terms):
+            rows = self._db.execute(
+                f"SELECT doc, count(*) FROM fts_terms_{version_number} WHERE term=? AND doc>?"
+                " GROUP BY doc ORDER BY doc",
+                (term, after_row_id),
+            ).fetchall()
+            if rows:
+                found[term] = list(map(tuple, rows))
+        return found
 
-    def passages_of(self, chunk_ids: Sequence[str], tenant: str) -> list[Passage | None]:
-        """Return passages by public id, in order; None where there is none for this tenant."""
-        keys = [[*chunk_id.split(":"), ""][:3] for chunk_id in chunk_ids]
+    def delta_stats(self, version_number: int, after_row_id: int) -> DeltaStats:
+        """Return the number and the length of live rows after a row id."""
+        self._version(version_number)
+        row = self._db.execute(
+            f"SELECT count(*), coalesce(sum(num_terms), 0) FROM chunks_{version_number} WHERE row_id>?",
+            (after_row_id,),
+        ).fetchone()
+        return DeltaStats(*row)
+
+    def passages(self, version_number: int, chunk_ids: Sequence[str], tenant: str) -> dict[str, Passage]:
+        """Return passages by chunk id; those that are gone or another tenant's are left out."""
+        rows = self._by_chunk_id(version_number, chunk_ids, _PASSAGE_COLUMNS, "AND d.tenant=:tenant", tenant)
+        wanted = set(chunk_ids)
+        found = (_passage(row) for row in rows)
+        return {passage.chunk_id: passage for passage in found if passage.chunk_id in wanted}
+
+    def neighbours(
+        self, version_number: int, chunk_id: str, before: int, after: int, tenant: str
+    ) -> list[Passage]:
+        """Return the passages around a chunk in its document, itself included, in order.
+
+        Empty when the chunk is gone or another tenant's.
+        """
+        self._version(version_number)
+        document_id, prefix, ordinal = _parts(chunk_id)
         rows = self._db.execute(
-            f"SELECT {_PASSAGE_COLUMNS} FROM json_each(:keys) AS k"
-            " JOIN chunks AS c ON c.document_id=json_extract(k.value, '$[0]')"
-            " AND c.ordinal=CAST(json_extract(k.value, '$[2]') AS INTEGER)"
-            " JOIN documents AS d USING (document_id) WHERE c.tenant=:tenant",
-            {"keys": json.dumps(keys), "tenant": tenant},
+            f"SELECT {_PASSAGE_COLUMNS} FROM chunks_{version_number} AS c"
+            " JOIN documents AS d ON d.document_id=c.document_id"
+            " WHERE c.document_id=? AND c.ordinal BETWEEN ? AND ? AND d.tenant=? ORDER BY c.ordinal",
+            (document_id, ordinal - before, ordinal + after, tenant),
         )
-        found = {passage.chunk_id: passage for passage in map(_passage, rows)}
-        return [found.get(chunk_id) for chunk_id in chunk_ids]
+        found = [_passage(row) for row in rows if row["content_hash"].startswith(prefix)]
+        return found if any(passage.chunk_id == chunk_id for passage in found) else []
+
+    def vectors(self, version_number: int, chunk_ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return float32[dim] by chunk id, of those that are there."""
+        version = self._version(version_number)
+        rows = self._by_chunk_id(
+            version_number, chunk_ids, "c.document_id, c.content_hash, c.ordinal, c.vector"
+        )
+        return dict(zip(map(_chunk_id, rows), self._vectors(version, rows), strict=True))
+
+    def token_codes(self, version_number: int, chunk_ids: Sequence[str]) -> dict[str, bytes]:
+        """Return compressed token vectors by chunk id, of those that are there and have them."""
+        self._version(version_number)
+        rows = self._by_chunk_id(
+            version_number,
+            chunk_ids,
+            f"c.document_id, c.content_hash, c.ordinal,"
+            f" (SELECT codes FROM tokens_{version_number} AS t WHERE t.row_id=c.row_id) AS codes",
+        )
+        return {_chunk_id(row): row["codes"] for row in rows if row["codes"] is not None}
+
+    def _by_chunk_id(
+        self, number: int, chunk_ids: Sequence[str], columns: str, condition: str = "", tenant: str = ""
+    ) -> list[sqlite3.Row]:
+        """Return the rows at these chunks' places; their content hash may be another by now."""
+        self._version(number)
+        return self._db.execute(
+            f"SELECT {columns} FROM json_each(:keys) AS k"
+            f" JOIN chunks_{number} AS c ON c.document_id=json_extract(k.value, '$[0]')"
+            " AND c.ordinal=json_extract(k.value, '$[2]')"
+            " AND substr(c.content_hash, 1, 12)=json_extract(k.value, '$[1]')"
+            f" JOIN documents AS d ON d.document_id=c.document_id {condition}",
+            {"keys": json.dumps([_parts(chunk_id) for chunk_id in chunk_ids]), "tenant": tenant},
+        ).fetchall()
+
+    def _version(self, number: int) -> StoredVersion:
+        row = self._db.execute("SELECT * FROM versions WHERE number=?", (number,)).fetchone()
+        if row is None:
+            raise UnknownVersion(f"index version number {number} is not here; it was dropped or never made")
+        return stored_version(row)
+
+    def _documents(self, version: StoredVersion, rows: Sequence[sqlite3.Row]) -> list[DocumentRows]:
+        """Return rows, which ascend in row id, by document."""
+        if not rows:
+            return []
+        vectors_ND = self._vectors(version, rows)
+        columns = (
+            _ints(rows, "row_id", np.int64),
+            _ints(rows, "ordinal", np.int32),
+            _pages(rows),
+            _ints(rows, "num_terms", np.int32),
+            vectors_ND,
+        )
+        # The rows of a document are written together, so they are neighbours.
+        starts = [
+            0,
+            *(i for i in range(1, len(rows)) if rows[i]["document_id"] != rows[i - 1]["document_id"]),
+        ]
+        return [
+            DocumentRows(
+                rows[start]["document_id"],
+                *_info_values(rows[start]),
+                *(column[start:stop] for column in columns),
+            )
+            for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)
+        ]
+
+    @staticmethod
+    def _vectors(version: StoredVersion, rows: Sequence[sqlite3.Row]) -> np.ndarray:
+        codes = b"".join([row["vector"] for row in rows])
+        return codecs.decode(codes, version.spec.vectors, version.dim)
+
+
+def _info_values(
+    row: sqlite3.Row,
+) -> tuple[str, str, str, str, dict[str, MetadataValue], float, float, str]:
+    return (row["tenant"], row["library"], row["name"], row["media_type"], parsed(row["metadata"]),
+            row["created_s"], row["updated_s"], row["content_hash"])  # fmt: skip
+
+
+def _info(row: sqlite3.Row) -> DocumentInfo:
+    return DocumentInfo(row["document_id"], *_info_values(row))
+
+
+def _ints(rows: Sequence[sqlite3.Row], name: str, kind: type) -> np.ndarray:
+    return np.array([row[name] for row in rows], dtype=kind)
+
+
+def _pages(rows: Sequence[sqlite3.Row]) -> np.ndarray:
+    return np.array([row["page"] or 0 for row in rows], dtype=np.int32)
+
+
+def _parts(chunk_id: str) -> tuple[str, str, int]:
+    """Return document id, hash prefix and ordinal; an ordinal of -1 for what is no chunk id."""
+    document_id, _, rest = chunk_id.partition(":")
+    prefix, _, ordinal = rest.partition(":")
+    return document_id, prefix, int(ordinal) if ordinal.isascii() and ordinal.isdigit() else -1
+
+
+def _chunk_id(row: sqlite3.Row) -> str:
+    return chunk_id_of(row["document_id"], row["content_hash"], row["ordinal"])
 
 
 def _passage(row: sqlite3.Row) -> Passage:
     return Passage(
-        chunk_id=chunk_id_of(row["document_id"], row["content_hash"], row["ordinal"]),
+        chunk_id=_chunk_id(row),
         document_id=row["document_id"],
         document=row["name"],
         library=row["library"],

@@ -1,0 +1,174 @@
+"""Index versions of a shard: making, switching, dropping and naming them, and what each still lacks.
+
+A version lacks a document when another one's chunks of it answer and its own are missing or of older bytes.
+Only a version that lacks nothing can become ready or active, so a switch never loses a document.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+
+from retrieval.errors import InvalidVersion, UnknownVersion
+from retrieval.files import check_name
+from retrieval.types import DocumentState
+from retrieval.version_tables import StoredVersion, create_tables, drop_tables, spec_text, stored_version
+from retrieval.versions import VersionInfo, VersionSpec, VersionState
+
+_LACKS = (
+    "FROM documents AS d LEFT JOIN held_{number} AS h USING (document_id)"
+    " WHERE d.active_hash IS NOT NULL AND h.content_hash IS NOT d.active_hash"
+)
+
+
+def all_versions(db: sqlite3.Connection) -> list[StoredVersion]:
+    """Return the versions, oldest first."""
+    return [stored_version(row) for row in db.execute("SELECT * FROM versions ORDER BY number").fetchall()]
+
+
+def find(db: sqlite3.Connection, name: str | None) -> StoredVersion:
+    """Return a version by its id or alias; the active one for None.
+
+    Raises:
+        UnknownVersion: There is none.
+    """
+    if name is None:
+        row = db.execute("SELECT * FROM versions WHERE state=?", (VersionState.ACTIVE,)).fetchone()
+    else:
+        row = db.execute(
+            "SELECT * FROM versions WHERE version_id=?"
+            " OR version_id=(SELECT version_id FROM aliases WHERE name=?)",
+            (name, name),
+        ).fetchone()
+    if row is None:
+        here = ", ".join(repr(version.version_id) for version in all_versions(db)) or "none"
+        wanted = "no index version is active" if name is None else f"no index version or alias {name!r}"
+        raise UnknownVersion(f"{wanted}; this shard has {here}")
+    return stored_version(row)
+
+
+def make(db: sqlite3.Connection, spec: VersionSpec) -> StoredVersion:
+    """Return the version of a spec, made if it is not here; the first of a shard is active at once."""
+    row = db.execute("SELECT * FROM versions WHERE version_id=?", (spec.version_id,)).fetchone()
+    if row is not None:
+        return stored_version(row)
+    if not 0 <= spec.dim <= spec.model_dim:
+        raise InvalidVersion(
+            f"dim must be from 0 (all) to the embedder's {spec.model_dim} numbers; got {spec.dim}"
+        )
+    first = db.execute("SELECT count(*) FROM versions").fetchone()[0] == 0
+    state = VersionState.ACTIVE if first else VersionState.BUILDING
+    number = db.execute(
+        "INSERT INTO versions(version_id, spec, state, made_s) VALUES (?,?,?,?)",
+        (spec.version_id, spec_text(spec), state, time.time()),
+    ).lastrowid
+    if number is None:
+        raise InvalidVersion(f"the index version {spec.version_id!r} got no number")
+    create_tables(db, number)
+    return find(db, spec.version_id)
+
+
+def set_state(db: sqlite3.Connection, name: str, state: VersionState) -> StoredVersion:
+    """Move a version; the one that was active is kept, retired.
+
+    Raises:
+        UnknownVersion: There is none.
+        InvalidVersion: It lacks documents, or it is active and another must become so first.
+    """
+    version = find(db, name)
+    if version.state == state:
+        return version
+    if version.state is VersionState.ACTIVE:
+        raise InvalidVersion(
+            f"index version {version.version_id!r} answers; make another active instead of making it {state}"
+        )
+    if state in (VersionState.READY, VersionState.ACTIVE):
+        num_lacking = count_lacking(db, version.number)
+        if num_lacking:
+            raise InvalidVersion(
+                f"index version {version.version_id!r} lacks {num_lacking:,} documents and cannot be "
+                f"{state}; wait until it is built"
+            )
+    if state is VersionState.ACTIVE:
+        db.execute("UPDATE versions SET state=? WHERE state=?", (VersionState.RETIRED, VersionState.ACTIVE))
+        # What this version could not take in would be answered by nothing: it must not look ready.
+        db.execute(
+            f"UPDATE documents SET state=?, error=h.error FROM held_{version.number} AS h"
+            " WHERE h.document_id=documents.document_id AND h.error IS NOT NULL AND state=?",
+            (DocumentState.FAILED, DocumentState.READY),
+        )
+    db.execute("UPDATE versions SET state=? WHERE number=?", (state, version.number))
+    return find(db, version.version_id)
+
+
+def drop(db: sqlite3.Connection, name: str) -> None:
+    """Remove a version with its tables and aliases.
+
+    Raises:
+        UnknownVersion: There is none.
+        InvalidVersion: It answers.
+    """
+    version = find(db, name)
+    if version.state is VersionState.ACTIVE:
+        raise InvalidVersion(
+            f"index version {version.version_id!r} answers and cannot be dropped; switch to another first"
+        )
+    drop_tables(db, version.number)
+    db.execute("DELETE FROM aliases WHERE version_id=?", (version.version_id,))
+    db.execute("DELETE FROM versions WHERE number=?", (version.number,))
+
+
+def set_alias(db: sqlite3.Connection, alias: str, name: str | None) -> None:
+    """Point an alias to a version, or remove it for None.
+
+    Raises:
+        UnknownVersion: There is no such version.
+        InvalidVersion: The alias is the id of a version.
+    """
+    check_name(alias, what="alias")
+    if name is None:
+        db.execute("DELETE FROM aliases WHERE name=?", (alias,))
+        return
+    if db.execute("SELECT 1 FROM versions WHERE version_id=?", (alias,)).fetchone():
+        raise InvalidVersion(f"{alias!r} is the id of an index version; choose another alias")
+    db.execute("INSERT OR REPLACE INTO aliases VALUES (?,?)", (alias, find(db, name).version_id))
+
+
+def count_lacking(db: sqlite3.Connection, number: int) -> int:
+    """Return how many documents a version lacks."""
+    return db.execute(f"SELECT count(*) {_LACKS.format(number=number)}").fetchone()[0]
+
+
+def lacking(db: sqlite3.Connection, number: int, after_document_id: str, limit: int) -> list[str]:
+    """Return ids of documents a version lacks, ascending, after an id."""
+    rows = db.execute(
+        f"SELECT d.document_id {_LACKS.format(number=number)} AND d.document_id>? ORDER BY 1 LIMIT ?",
+        (after_document_id, limit),
+    )
+    return [row[0] for row in rows]
+
+
+def infos(db: sqlite3.Connection) -> list[VersionInfo]:
+    """Return all versions and how far each is, oldest first."""
+    num_wanted = db.execute("SELECT count(active_hash) FROM documents").fetchone()[0]
+    found = []
+    for version in all_versions(db):
+        held = db.execute(
+            f"SELECT count(*), coalesce(sum(num_chunks), 0) FROM held_{version.number}"
+        ).fetchone()
+        aliases = db.execute(
+            "SELECT name FROM aliases WHERE version_id=? ORDER BY name", (version.version_id,)
+        ).fetchall()
+        found.append(
+            VersionInfo(
+                version_id=version.version_id,
+                spec=version.spec,
+                state=version.state,
+                num_documents=num_wanted - count_lacking(db, version.number),
+                num_wanted=num_wanted,
+                num_chunks=held[1],
+                made_s=version.made_s,
+                aliases=tuple(row[0] for row in aliases),
+            )
+        )
+    return found
