@@ -31,6 +31,13 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "read_memory_bytes": (128 * MIB, 1024 * 1024 * MIB),
     "gather_max_rows": (0, 10_000_000),
     "call_timeout_s": (0.1, 86_400),
+    "num_shards": (1, 1024),
+    "num_replicas": (0, 16),
+    "max_queued_searches": (1, 1_000_000),
+    "search_batch": (1, 1024),
+    "batch_window_ms": (0.0, 100.0),
+    "min_hedge_ms": (0.1, 60_000.0),
+    "search_deadline_s": (0.05, 3600.0),
 }
 
 
@@ -84,6 +91,20 @@ class RetrievalConfig:
     """A filter that keeps at most this many chunks is answered by copying them out and searching exactly."""
     call_timeout_s: float = 60.0
     """Longest wait for an actor to answer a call, its restart included; document waits have their own."""
+    num_shards: int = 1
+    """Parts the documents are spread over, each with its own file and process; `reshard` changes it later."""
+    num_replicas: int = 0
+    """Copies of each shard beside its primary; they follow its log and answer searches."""
+    max_queued_searches: int = 4096
+    """Searches that may wait for their turn; one more is refused with `Overloaded`."""
+    search_batch: int = 64
+    """Most searches of several callers that share one call of a shard."""
+    batch_window_ms: float = 3.0
+    """Longest time a busy router gathers searches into one call; an idle one does not wait."""
+    min_hedge_ms: float = 5.0
+    """A search is asked of a second replica at its 95th percentile of time, never before this."""
+    search_deadline_s: float = 10.0
+    """Longest wait for one of several shards to answer a search that names no deadline of its own."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

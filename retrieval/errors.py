@@ -13,6 +13,7 @@ RetrievalError
 |-- UnreadableDocument         the bytes hold no text we can extract; becomes the document's `error`
 `-- RetrievalUnavailable       ours
     |-- IndexUnavailable       no shard could answer
+    |   `-- ShardRestarting    a copy of a shard is coming back
     |-- Overloaded             the queue of searches is full; try again later
     |-- IngestTimeout          documents still under way when the caller's patience ended
     `-- StorageFull            the disk has no room; nothing was stored
@@ -73,8 +74,20 @@ class IndexUnavailable(RetrievalUnavailable):
     """No shard could answer."""
 
 
+class ShardRestarting(IndexUnavailable):
+    """A copy of a shard is coming back; asking again after a moment may succeed."""
+
+
 class Overloaded(RetrievalUnavailable):
     """Too many searches wait already; try again after a moment."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+        """Seconds after which a retry has a fair chance."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class IngestTimeout(RetrievalUnavailable):

@@ -1,0 +1,1 @@
+"""Shards and their copies: placement, routing, replicas, switches of versions, and resharding."""

@@ -1,0 +1,101 @@
+"""Which index version answers, as one durable record of every switch.
+
+A switch over several shards has one point of no return: the replacement of this file on the first shard. A
+crash before it leaves the version before; after it, whoever opens the shards tells the others (see `switch`).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from retrieval.errors import IndexUnavailable, InvalidVersion
+from retrieval.sharding.durable_json import read_json, write_json
+
+FILE_NAME = "epochs.json"
+_FORMAT = 1
+_MAX_HISTORY = 1000
+
+Reason = Literal["first", "switch", "rollback"]
+"""Why a version began to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One switch: from then on this version answers."""
+
+    epoch: int
+    """1 for the first; one more with each switch, never used again."""
+    version: str
+    """Index version that answers."""
+    reason: Reason
+    """Why."""
+    at_s: float
+    """Unix time of the switch."""
+
+
+class EpochLedger:
+    """The switches of one copy of a shard, newest last; safe to use from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what is in the folder.
+
+        Raises:
+            IndexUnavailable: The file is damaged or not ours.
+        """
+        self._path = folder / FILE_NAME
+        self._lock = threading.Lock()
+        self._history = self._read()
+
+    @property
+    def current(self) -> Epoch | None:
+        """Return the newest switch; None before the first."""
+        return self._history[-1] if self._history else None
+
+    @property
+    def history(self) -> tuple[Epoch, ...]:
+        """Return the switches, oldest first; the last thousand are kept."""
+        return self._history
+
+    def previous(self) -> Epoch | None:
+        """Return the newest switch to another version than the current one; None where there was none."""
+        current = self.current
+        return next(
+            (item for item in reversed(self._history) if current and item.version != current.version), None
+        )
+
+    def commit(self, epoch: Epoch) -> None:
+        """Record a switch durably; recording the same one again changes nothing.
+
+        Raises:
+            InvalidVersion: Another switch has taken this epoch or a later one.
+            StorageFull: The disk has no room; the version before goes on answering.
+        """
+        with self._lock:
+            current = self.current
+            if current is not None and (epoch.epoch, epoch.version) == (current.epoch, current.version):
+                return
+            if current is not None and epoch.epoch <= current.epoch:
+                raise InvalidVersion(
+                    f"epoch {epoch.epoch} is taken: version '{current.version}' answers since epoch "
+                    f"{current.epoch}; another switch came first, look at the versions and try again"
+                )
+            history = (*self._history, epoch)[-_MAX_HISTORY:]
+            write_json(self._path, {"format": _FORMAT, "epochs": [asdict(item) for item in history]})
+            self._history = history
+
+    def _read(self) -> tuple[Epoch, ...]:
+        values = read_json(self._path)
+        if values is None:
+            return ()
+        try:
+            if values["format"] != _FORMAT:
+                raise ValueError("another format")
+            return tuple(Epoch(**item) for item in values["epochs"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise IndexUnavailable(
+                f"'{self._path}' is not a record of switches this program can read ({error}); restore it from a "
+                "snapshot, or use the program that made it"
+            ) from error
