@@ -20,6 +20,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "num_candidates": (1, 10_000),
     "max_query_chars": (1, 100_000),
     "max_query_terms": (1, 1024),
+    "bm25_k1": (0.0, 10.0),
+    "bm25_b": (0.0, 1.0),
     "max_batch_requests": (1, 10_000),
     "max_document_bytes": (1, 900 * MIB),
     "max_expanded_bytes": (1, 8192 * MIB),
@@ -69,6 +71,10 @@ class RetrievalConfig:
     """Longest search string."""
     max_query_terms: int = 64
     """Distinct words of a query the lexical leg looks up; later ones are left out."""
+    bm25_k1: float = 0.9
+    """How fast a term's repetitions stop counting in BM25; best on three training sets."""
+    bm25_b: float = 0.6
+    """How much BM25 holds back long chunks, 0 to 1; chosen with `bm25_k1`."""
     max_batch_requests: int = 1024
     """Most queries in one search call."""
     max_document_bytes: int = 100 * MIB
