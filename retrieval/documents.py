@@ -60,6 +60,18 @@ class StoredText:
     """Whether it is one chunk as it stands."""
 
 
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A document that answers, as another version is to hold it."""
+
+    document_id: str
+    """The document."""
+    content_hash: str
+    """The bytes its chunks are of."""
+    embedded: Embedded
+    """Its chunks in that version."""
+
+
 def document_id_of(tenant: str, library: str, name: str) -> str:
     """Return the id of the document that has this name."""
     return hashlib.sha256("\0".join((tenant, library, name)).encode()).hexdigest()[:_ID_HEX_DIGITS]

@@ -124,7 +124,7 @@ def read_batch(db: sqlite3.Connection, after_seq: int, limit: int) -> Batch:
 
 def read_documents(db: sqlite3.Connection, document_ids: Sequence[str]) -> list[WholeDocument]:
     """Return everything of documents, in order; those that are not here are left out."""
-    versions = _tuples(db, "SELECT version_id, number FROM versions ORDER BY number")
+    versions = [tuple(row) for row in db.execute("SELECT version_id, number FROM versions ORDER BY number")]
     found = []
     for document_id in document_ids:
         row = db.execute(
@@ -140,7 +140,7 @@ def read_documents(db: sqlite3.Connection, document_ids: Sequence[str]) -> list[
                     tuple(row),
                     _tuples(db, contents, document_id),
                     tuple(text) if text else None,
-                    [held for version in versions for held in _held(db, *version, document_id)],
+                    [held for name, number in versions for held in _held(db, name, number, document_id)],
                 )
             )
     return found

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -23,13 +23,27 @@ from retrieval.reading_process import receive, send
 from retrieval.types import Chunk, DocumentText
 
 
+@dataclass(frozen=True, slots=True)
+class Chunking:
+    """How an index version cuts documents."""
+
+    tokenizer_file: str
+    """Its embedder's `tokenizer.json`."""
+    chunk_tokens: int
+    """Longest chunk in tokens."""
+    chunk_overlap_tokens: int
+    """Longest overlap of neighbours."""
+    max_chunk_chars: int
+    """Longest chunk in characters."""
+
+
 class ReadingProcess:
     """Reads and chunks documents in a child process; one document at a time, calls block."""
 
-    def __init__(self, config: RetrievalConfig, tokenizer_file: Path) -> None:
+    def __init__(self, config: RetrievalConfig) -> None:
         """Prepare; the child starts with the first document."""
         self._config = config
-        self._tokenizer_file = tokenizer_file
+        self._last: DocumentText | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -51,15 +65,16 @@ class ReadingProcess:
             UnreadableDocument: No text can be extracted, or the child crashed or ran out of time.
         """
         header, body = self._ask(name, {"op": "read", "name": name}, data)
-        return header["media_type"], DocumentText(body.decode(), tuple(header["page_starts"]))
+        self._last = DocumentText(body.decode(), tuple(header["page_starts"]))
+        return header["media_type"], self._last
 
-    def chunks(self, name: str, document: DocumentText) -> list[Chunk]:
-        """Return the chunks of the document read last.
+    def chunks(self, name: str, document: DocumentText, chunking: Chunking) -> list[Chunk]:
+        """Return the chunks of a document; the child still has the text of the one it read last.
 
         Raises:
             UnreadableDocument: Too many chunks, or the child crashed or ran out of time.
         """
-        header, _ = self._ask(name, {"op": "chunk"})
+        header, _ = self._ask(name, {"op": "chunk", "chunking": asdict(chunking)}, about=document)
         return [
             Chunk(ordinal, document.text[start:end], start, end, page)
             for ordinal, (start, end, page) in enumerate(header["chunks"])
@@ -74,9 +89,15 @@ class ReadingProcess:
         with self._lock:
             self._discard()
 
-    def _ask(self, name: str, header: dict[str, Any], body: bytes = b"") -> tuple[dict[str, Any], bytes]:
+    def _ask(
+        self, name: str, header: dict[str, Any], body: bytes = b"", about: DocumentText | None = None
+    ) -> tuple[dict[str, Any], bytes]:
         with self._lock:
             child = self._ensure_child()
+            if about is not None and about is not self._last:
+                # A child that came since, or read another document, does not have the text.
+                header |= {"name": name, "page_starts": about.page_starts}
+                body, self._last = about.text.encode(), about
             with self._deadline(child) as expired:
                 # A child that gives up in the middle of a file has already written why.
                 with contextlib.suppress(BrokenPipeError):
@@ -106,7 +127,7 @@ class ReadingProcess:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C in a terminal stops the parent, which stops this one.
         )
-        settings = {"config": asdict(self._config), "tokenizer_file": str(self._tokenizer_file)}
+        settings = {"config": asdict(self._config)}
         with contextlib.suppress(BrokenPipeError):
             send(cast(BinaryIO, child.stdin), settings)
         self._child = child
@@ -115,6 +136,7 @@ class ReadingProcess:
     def _discard(self) -> int | None:
         """Kill the child if it lives, reap it, and return its exit status."""
         child, self._child = self._child, None
+        self._last = None
         if child is None:
             return None
         if child.poll() is None and child.stdout is not None:

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,10 +56,9 @@ def out_of_memory(what: str, config: RetrievalConfig) -> tuple[dict[str, Any], b
 class Reader:
     """Answers `read` and `chunk`; keeps the last document's text between the two."""
 
-    def __init__(self, config: RetrievalConfig, tokenizer_file: Path) -> None:
+    def __init__(self, config: RetrievalConfig) -> None:
         self._config = config
-        self._tokenizer_file = tokenizer_file
-        self._chunker: Chunker | None = None
+        self._chunkers: dict[str, Chunker] = {}
         self._name = ""
         self._document = DocumentText("")
 
@@ -72,16 +72,17 @@ class Reader:
                     {"media_type": media_type, "page_starts": self._document.page_starts},
                     self._document.text.encode(),
                 )
-            return {"chunks": self._spans()}, b""
+            if "page_starts" in header:
+                self._name = header["name"]
+                self._document = DocumentText(body.decode(), tuple(header["page_starts"]))
+            return {"chunks": self._spans(header["chunking"])}, b""
         except UnreadableDocument as error:
             return {"error": str(error)}, b""
         except MemoryError:
             return out_of_memory(f"'{self._name}'", self._config)
 
-    def _spans(self) -> list[tuple[int, int, int | None]]:
-        if self._chunker is None:
-            self._chunker = Chunker(self._tokenizer_file, self._config)
-        chunks = self._chunker.chunks(self._document)
+    def _spans(self, chunking: dict[str, Any]) -> list[tuple[int, int, int | None]]:
+        chunks = self._chunker(chunking).chunks(self._document)
         limit = self._config.max_document_chunks
         if len(chunks) > limit:
             raise UnreadableDocument(
@@ -89,6 +90,15 @@ class Reader:
                 "split the file or raise the limit"
             )
         return [(chunk.start, chunk.end, chunk.page) for chunk in chunks]
+
+    def _chunker(self, chunking: dict[str, Any]) -> Chunker:
+        """Return the chunker of an index version, kept for its next document."""
+        key = json.dumps(chunking, sort_keys=True)
+        if key not in self._chunkers:
+            settings = dict(chunking)
+            tokenizer_file = Path(settings.pop("tokenizer_file"))
+            self._chunkers[key] = Chunker(tokenizer_file, replace(self._config, **settings))
+        return self._chunkers[key]
 
 
 def main() -> None:
@@ -102,7 +112,7 @@ def main() -> None:
     settings = opening[0]
     config = RetrievalConfig(**settings["config"])
     _limit_self(config)
-    reader = Reader(config, Path(settings["tokenizer_file"]))
+    reader = Reader(config)
     while True:
         try:
             request = receive(sys.stdin.buffer)

@@ -47,6 +47,14 @@ def find(db: sqlite3.Connection, name: str | None) -> StoredVersion:
     return stored_version(row)
 
 
+def numbered(db: sqlite3.Connection, number: int) -> StoredVersion:
+    """Return a version by its number; raises UnknownVersion."""
+    row = db.execute("SELECT * FROM versions WHERE number=?", (number,)).fetchone()
+    if row is None:
+        raise UnknownVersion(f"index version number {number} is not here; it was dropped or never made")
+    return stored_version(row)
+
+
 def make(db: sqlite3.Connection, spec: VersionSpec) -> StoredVersion:
     """Return the version of a spec, made if it is not here; the first of a shard is active at once."""
     row = db.execute("SELECT * FROM versions WHERE version_id=?", (spec.version_id,)).fetchone()
@@ -102,19 +110,23 @@ def set_state(db: sqlite3.Connection, name: str, state: VersionState) -> StoredV
 
 
 def drop(db: sqlite3.Connection, name: str) -> None:
-    """Remove a version with its tables and aliases.
+    """Remove a version with its tables.
 
     Raises:
         UnknownVersion: There is none.
-        InvalidVersion: It answers.
+        InvalidVersion: It answers, or an alias names it.
     """
     version = find(db, name)
     if version.state is VersionState.ACTIVE:
         raise InvalidVersion(
             f"index version {version.version_id!r} answers and cannot be dropped; switch to another first"
         )
+    if aliases := aliases_of(db, version.version_id):
+        raise InvalidVersion(
+            f"index version {version.version_id!r} is named by the alias {aliases[0]!r}; "
+            "point that to another version or remove it first"
+        )
     drop_tables(db, version.number)
-    db.execute("DELETE FROM aliases WHERE version_id=?", (version.version_id,))
     db.execute("DELETE FROM versions WHERE number=?", (version.number,))
 
 
@@ -132,6 +144,12 @@ def set_alias(db: sqlite3.Connection, alias: str, name: str | None) -> None:
     if db.execute("SELECT 1 FROM versions WHERE version_id=?", (alias,)).fetchone():
         raise InvalidVersion(f"{alias!r} is the id of an index version; choose another alias")
     db.execute("INSERT OR REPLACE INTO aliases VALUES (?,?)", (alias, find(db, name).version_id))
+
+
+def aliases_of(db: sqlite3.Connection, version_id: str) -> tuple[str, ...]:
+    """Return the names that point to a version."""
+    rows = db.execute("SELECT name FROM aliases WHERE version_id=? ORDER BY name", (version_id,))
+    return tuple(row[0] for row in rows)
 
 
 def count_lacking(db: sqlite3.Connection, number: int) -> int:
@@ -156,9 +174,6 @@ def infos(db: sqlite3.Connection) -> list[VersionInfo]:
         held = db.execute(
             f"SELECT count(*), coalesce(sum(num_chunks), 0) FROM held_{version.number}"
         ).fetchone()
-        aliases = db.execute(
-            "SELECT name FROM aliases WHERE version_id=? ORDER BY name", (version.version_id,)
-        ).fetchall()
         found.append(
             VersionInfo(
                 version_id=version.version_id,
@@ -168,7 +183,7 @@ def infos(db: sqlite3.Connection) -> list[VersionInfo]:
                 num_wanted=num_wanted,
                 num_chunks=held[1],
                 made_s=version.made_s,
-                aliases=tuple(row[0] for row in aliases),
+                aliases=aliases_of(db, version.version_id),
             )
         )
     return found

@@ -6,13 +6,14 @@ index version by its number, whose tables it reads.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from retrieval.errors import UnknownVersion
+from retrieval import registry
 from retrieval.lexical import terms_of
 from retrieval.metadata import parsed
 from retrieval.stored import (
@@ -25,7 +26,7 @@ from retrieval.stored import (
 )
 from retrieval.types import MetadataValue, Passage
 from retrieval.vectors import codecs
-from retrieval.version_tables import StoredVersion, stored_version
+from retrieval.version_tables import StoredVersion
 
 __all__ = ["Changes", "DeltaStats", "DocumentInfo", "DocumentRows", "RowBlock", "Snapshot", "chunk_id_of"]
 
@@ -48,10 +49,7 @@ class Snapshot:
 
     def versions(self) -> list[StoredVersion]:
         """Return the index versions, oldest first."""
-        return [
-            stored_version(row)
-            for row in self._db.execute("SELECT * FROM versions ORDER BY number").fetchall()
-        ]
+        return registry.all_versions(self._db)
 
     def aliases(self) -> dict[str, str]:
         """Return the version id of each alias."""
@@ -126,6 +124,29 @@ class Snapshot:
                 vectors_ND=self._vectors(version, rows),
                 terms=[terms_of(row["text"]) for row in rows] if with_terms else None,
             )
+
+    def mark(self, seq: int) -> str:
+        """Return a digest of the op at a log position: tells this log from another's; empty for none."""
+        row = self._db.execute("SELECT * FROM ops WHERE seq=?", (seq,)).fetchone()
+        return "" if row is None else hashlib.sha256(repr(tuple(row)).encode()).hexdigest()[:16]
+
+    def terms(self, version_number: int, after_row_id: int = 0) -> Iterator[tuple[int, list[str]]]:
+        """Yield row id and stemmed terms of rows after a row id, ascending; made anew where pruned."""
+        self._version(version_number)
+        cursor = self._db.execute(
+            "SELECT c.row_id, f.terms, CASE WHEN f.terms IS NULL THEN c.text END AS text"
+            f" FROM chunks_{version_number} AS c LEFT JOIN fts_{version_number} AS f ON f.rowid=c.row_id"
+            " WHERE c.row_id>? ORDER BY c.row_id",
+            (after_row_id,),
+        )
+        for row in cursor:
+            yield row["row_id"], terms_of(row["text"]) if row["terms"] is None else row["terms"].split()
+
+    def has_terms(self, version_number: int, row_id: int) -> bool:
+        """Return whether the terms of a row can be looked up here; pruning takes the lowest rows first."""
+        self._version(version_number)
+        found = self._db.execute(f"SELECT 1 FROM fts_{version_number} WHERE rowid=?", (row_id,)).fetchone()
+        return found is not None
 
     def delta_postings(
         self, version_number: int, terms: Sequence[str], after_row_id: int
@@ -211,10 +232,7 @@ class Snapshot:
         ).fetchall()
 
     def _version(self, number: int) -> StoredVersion:
-        row = self._db.execute("SELECT * FROM versions WHERE number=?", (number,)).fetchone()
-        if row is None:
-            raise UnknownVersion(f"index version number {number} is not here; it was dropped or never made")
-        return stored_version(row)
+        return registry.numbered(self._db, number)
 
     def _documents(self, version: StoredVersion, rows: Sequence[sqlite3.Row]) -> list[DocumentRows]:
         """Return rows, which ascend in row id, by document."""

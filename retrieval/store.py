@@ -12,7 +12,7 @@ from pathlib import Path
 
 from retrieval import documents, oplog, records, registry
 from retrieval.database import Database
-from retrieval.documents import StoredText, Work, document_id_of
+from retrieval.documents import Holding, StoredText, Work, document_id_of
 from retrieval.errors import UnknownDocument
 from retrieval.folder_lock import FolderLock
 from retrieval.snapshot import Snapshot
@@ -27,7 +27,7 @@ from retrieval.types import (
 from retrieval.version_tables import Embedded, StoredVersion, prune_terms, rows_of
 from retrieval.versions import VersionInfo, VersionSpec, VersionState
 
-__all__ = ["DATABASE_NAME", "Embedded", "Store", "StoredText", "Work", "document_id_of"]
+__all__ = ["DATABASE_NAME", "Embedded", "Holding", "Store", "StoredText", "Work", "document_id_of"]
 
 DATABASE_NAME = "shard.sqlite3"
 _PRUNE_ROWS = 500
@@ -101,7 +101,7 @@ class Store:
             return registry.set_state(db, name, state)
 
     def drop_version(self, name: str) -> None:
-        """Remove a version that does not answer, with its tables and aliases."""
+        """Remove a version that does not answer, with its tables."""
         with self._database.write() as db:
             registry.drop(db, name)
 
@@ -238,12 +238,21 @@ class Store:
         with self._database.read() as db:
             return documents.stored_text(db, document_id)
 
-    def hold(self, number: int, document_id: str, content_hash: str, embedded: Embedded) -> bool:
-        """Put a document that answers into another version; False when its bytes changed meanwhile."""
-        spec = next(version.spec for version in self.stored_versions() if version.number == number)
-        rows = rows_of(spec, embedded)
+    def hold(self, number: int, holdings: Sequence[Holding]) -> int:
+        """Put documents that answer into another version; return how many had not changed meanwhile.
+
+        Raises:
+            ValueError: The vectors are not the version's embedder's, or not finite.
+            StorageFull: The disk has no room; nothing was stored.
+        """
+        with self._database.read() as db:
+            spec = registry.numbered(db, number).spec
+        rows = [rows_of(spec, holding.embedded) for holding in holdings]
         with self._database.write() as db:
-            return documents.hold(db, number, document_id, content_hash, rows)
+            return sum(
+                documents.hold(db, number, holding.document_id, holding.content_hash, one)
+                for holding, one in zip(holdings, rows, strict=True)
+            )
 
     def give_up(self, number: int, document_id: str, content_hash: str, error: str) -> None:
         """Note that a version cannot hold a document, and why; it fails should the version become active."""
