@@ -1,0 +1,308 @@
+"""The documents of one index version as typed columns, and predicates evaluated over them.
+
+A document has a code: 0 to G-1 in the order documents came. A column keeps only the documents that have its
+field, as (code, value) pairs in ascending order of code; texts are kept once and referred to by number.
+
+Legend: G documents, E entries of a column.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from retrieval.filters import (
+    BUILT_IN_FIELDS,
+    And,
+    Compare,
+    Exists,
+    FieldType,
+    Filter,
+    In,
+    Not,
+    Or,
+    Scalar,
+    type_of,
+)
+from retrieval.growing import GrowingArray
+from retrieval.types import Metadata, MetadataValue
+
+HASH_PREFIX_DIGITS = 12
+_DTYPES: dict[FieldType, str] = {"text": "int32", "texts": "int32", "number": "float64", "boolean": "int8"}
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_NO_WORD = -1
+"""Stands for an empty list of texts: the field is there, and equals nothing."""
+
+
+class Column:
+    """One field of the documents that have it."""
+
+    def __init__(
+        self,
+        field_type: FieldType,
+        codes_E: np.ndarray | None = None,
+        values_E: np.ndarray | None = None,
+        words: list[str] | None = None,
+    ) -> None:
+        """Start empty, or with entries as `codes_E`, `values_E` and `words` of another hold them."""
+        dtype = _DTYPES[field_type]
+        self.field_type: FieldType = field_type
+        self.words: list[str] = words if words is not None else []
+        self._codes = GrowingArray(np.asarray([] if codes_E is None else codes_E, dtype=np.int32))
+        self._values = GrowingArray(np.asarray([] if values_E is None else values_E, dtype=dtype))
+        self._numbers: dict[str, int] | None = None
+
+    @property
+    def codes_E(self) -> np.ndarray:
+        """Return int32[E]: the document of each entry, ascending."""
+        return self._codes.values
+
+    @property
+    def values_E(self) -> np.ndarray:
+        """Return float64, int8 or, for texts, int32[E] numbers of `words`."""
+        return self._values.values
+
+    def append(self, code: int, value: MetadataValue) -> None:
+        """Add the value of a document that comes after all others here."""
+        if self.field_type == "texts":
+            words = cast("tuple[str, ...]", value)
+            for number in [self._number_of(word) for word in dict.fromkeys(words)] or [_NO_WORD]:
+                self._codes.push(code)
+                self._values.push(number)
+            return
+        stored = self._number_of(value) if isinstance(value, str) else cast("float", value)
+        self._codes.push(code)
+        self._values.push(stored)
+
+    def keeps(self, leaf: Compare | In | Exists, start: int, count: int) -> np.ndarray:
+        """Return whether each document from code `start` satisfies a comparison, bool[count]."""
+        first, end = np.searchsorted(self.codes_E, (start, start + count))
+        codes_E = self.codes_E[first:end]
+        held_E = self._holds(leaf, self.values_E[first:end])
+        if self.field_type != "texts" and len(codes_E) == count:
+            return held_E  # Every document has the field.
+        kept = np.zeros(count, dtype=bool)
+        kept[codes_E[held_E] - start] = True
+        return kept
+
+    def subset(self, codes: np.ndarray) -> Column:
+        """Return the column of some documents, coded anew by their place in `codes`, which ascends."""
+        place_E = np.minimum(np.searchsorted(codes, self.codes_E), max(len(codes) - 1, 0))
+        kept_E = codes[place_E] == self.codes_E if len(codes) else np.zeros(len(place_E), dtype=bool)
+        values_E, words = self.values_E[kept_E], self.words
+        if self.words:
+            # Words nobody uses any more go: what was deleted must not stay in a file.
+            used, values_E = np.unique(values_E, return_inverse=True)
+            num_empty = int(used.size > 0 and used[0] == _NO_WORD)
+            words = [self.words[number] for number in used[num_empty:].tolist()]
+            values_E = values_E - num_empty
+        return Column(self.field_type, place_E[kept_E], values_E, words)
+
+    def _holds(self, leaf: Compare | In | Exists, values_E: np.ndarray) -> np.ndarray:
+        """Return whether each entry satisfies a comparison, bool[E]."""
+        if isinstance(leaf, Exists):
+            return np.ones(len(values_E), dtype=bool)
+        if isinstance(leaf, In):
+            wanted = [self._stored(value) for value in leaf.values]
+            return np.isin(values_E, np.array([value for value in wanted if value is not None]))
+        compare = _COMPARE[leaf.operator]
+        if self.field_type not in ("text", "texts"):
+            return compare(values_E, leaf.value)
+        if leaf.operator == "==":
+            number = self._stored(leaf.value)
+            return np.zeros(len(values_E), dtype=bool) if number is None else values_E == number
+        # One more for the empty list, which `_NO_WORD` finds at the end.
+        holds = np.fromiter((compare(word, leaf.value) for word in self.words), dtype=bool)
+        return np.append(holds, False)[values_E]
+
+    def _stored(self, value: Scalar) -> float | None:
+        if not isinstance(value, str):
+            return value
+        return self._numbers_of_words().get(value)
+
+    def _number_of(self, word: str) -> int:
+        numbers = self._numbers_of_words()
+        number = numbers.get(word)
+        if number is None:
+            number = numbers[word] = len(self.words)
+            self.words.append(word)
+        return number
+
+    def _numbers_of_words(self) -> dict[str, int]:
+        if self._numbers is None:
+            self._numbers = {word: number for number, word in enumerate(self.words)}
+        return self._numbers
+
+
+class Columns:
+    """All documents of a version. Not thread-safe: the shard's search lock guards it."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray] | None = None) -> None:
+        """Start empty, or with documents as `arrays` returned them."""
+        self._columns: dict[str, Column] = {name: Column(kind) for name, kind in _OF_DOCUMENTS.items()}
+        self._of_metadata: dict[str, Column] = {}
+        if arrays is not None:
+            self._load(arrays)
+
+    def __len__(self) -> int:
+        return len(self._columns["document_id"].codes_E)
+
+    @property
+    def fields(self) -> dict[str, FieldType]:
+        """Return the type of every field a filter can name."""
+        fields: dict[str, FieldType] = dict(BUILT_IN_FIELDS)
+        fields.update((name, column.field_type) for name, column in self._of_metadata.items())
+        return fields
+
+    def append(
+        self,
+        document_id: str,
+        tenant: str,
+        library: str,
+        name: str,
+        media_type: str,
+        content_hash: str,
+        created_s: float,
+        updated_s: float,
+        metadata: Metadata,
+    ) -> int:
+        """Add a document and return its code."""
+        code = len(self)
+        values = (document_id, tenant, library, name, media_type, content_hash[:HASH_PREFIX_DIGITS])
+        for column, value in zip(self._columns.values(), (*values, created_s, updated_s), strict=True):
+            column.append(code, value)
+        for field, value in metadata.items():
+            column = self._of_metadata.get(field)
+            if column is None:
+                field_type = "texts" if isinstance(value, tuple) else type_of(value)
+                column = self._of_metadata[field] = Column(field_type)
+            column.append(code, value)
+        return code
+
+    def chunk_prefixes(self, codes: np.ndarray) -> list[str]:
+        """Return what the ids of documents' chunks begin with: id and content, parted by a colon."""
+        named, content = self._columns["document_id"], self._columns["content_hash"]
+        pairs = zip(named.values_E[codes].tolist(), content.values_E[codes].tolist(), strict=True)
+        return [f"{named.words[name]}:{content.words[digest]}" for name, digest in pairs]
+
+    def tenants(self, codes: np.ndarray) -> list[str]:
+        """Return the tenants of documents."""
+        column = self._columns["tenant"]
+        return [column.words[number] for number in column.values_E[codes].tolist()]
+
+    def document_ids(self) -> list[str]:
+        """Return the document of every code."""
+        column = self._columns["document_id"]
+        return [column.words[number] for number in column.values_E.tolist()]
+
+    def keeps(
+        self,
+        tenant: str,
+        library: str | None,
+        document_ids: tuple[str, ...],
+        predicate: Filter | None,
+        start: int = 0,
+    ) -> np.ndarray:
+        """Return whether a query may see each document from code `start`, bool[G - start].
+
+        `predicate` must not name `page`, which is a chunk's.
+        """
+        count = len(self) - start
+        kept = self._columns["tenant"].keeps(Compare("tenant", "==", tenant), start, count)
+        if library is not None:
+            kept = kept & self._columns["library"].keeps(Compare("library", "==", library), start, count)
+        if document_ids:
+            kept = kept & self._columns["document_id"].keeps(In("document_id", document_ids), start, count)
+        if predicate is not None:
+            kept = kept & evaluate(predicate, lambda leaf: self.leaf(leaf, start))
+        return kept
+
+    def leaf(self, leaf: Compare | In | Exists, start: int = 0) -> np.ndarray:
+        """Return whether each document from code `start` satisfies a comparison, bool[G - start]."""
+        count = len(self) - start
+        of_documents = self._columns if leaf.field in BUILT_IN_FIELDS else self._of_metadata
+        column = of_documents.get(leaf.field)
+        return np.zeros(count, dtype=bool) if column is None else column.keeps(leaf, start, count)
+
+    def arrays(self, codes: np.ndarray) -> dict[str, np.ndarray]:
+        """Return some documents as arrays that `__init__` takes, coded anew by their place in `codes`."""
+        arrays: dict[str, np.ndarray] = {}
+        described: list[tuple[str, str, FieldType]] = []
+        for group, columns in (("d", self._columns), ("m", self._of_metadata)):
+            for name, column in columns.items():
+                key = f"{group}{len(described)}"
+                described.append((group, name, column.field_type))
+                kept = column.subset(codes)
+                arrays[f"{key}_codes"] = kept.codes_E
+                arrays[f"{key}_values"] = kept.values_E
+                arrays[f"{key}_words"] = _packed(kept.words)
+        arrays["described"] = _packed([json.dumps(described)])
+        return arrays
+
+    def _load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        described = json.loads(_unpacked(arrays["described"])[0])
+        for number, (group, name, field_type) in enumerate(described):
+            key = f"{group}{number}"
+            column = Column(
+                field_type,
+                arrays[f"{key}_codes"],
+                arrays[f"{key}_values"],
+                _unpacked(arrays[f"{key}_words"]),
+            )
+            (self._columns if group == "d" else self._of_metadata)[name] = column
+
+
+def evaluate(predicate: Filter, leaf: Callable[[Compare | In | Exists], np.ndarray]) -> np.ndarray:
+    """Return a predicate over many things at once, from what its comparisons are of each."""
+    match predicate:
+        case Not(operand):
+            return ~evaluate(operand, leaf)
+        case And(operands):
+            return _joined(np.logical_and, (evaluate(operand, leaf) for operand in operands))
+        case Or(operands):
+            return _joined(np.logical_or, (evaluate(operand, leaf) for operand in operands))
+        case _:
+            return leaf(predicate)
+
+
+def _joined(join: np.ufunc, parts: Iterable[np.ndarray]) -> np.ndarray:
+    found: np.ndarray | None = None
+    for part in parts:
+        found = part if found is None else join(found, part)
+    if found is None:
+        raise ValueError("a conjunction without operands; check_shape refuses it")
+    return found
+
+
+def _packed(words: list[str]) -> np.ndarray:
+    return np.frombuffer(
+        json.dumps(words, ensure_ascii=False).encode("utf-8", "surrogatepass"), dtype=np.uint8
+    )
+
+
+def _unpacked(packed: np.ndarray) -> list[str]:
+    return json.loads(packed.tobytes().decode("utf-8", "surrogatepass"))
+
+
+_OF_DOCUMENTS: dict[str, FieldType] = {
+    "document_id": "text",
+    "tenant": "text",
+    "library": "text",
+    "name": "text",
+    "media_type": "text",
+    "content_hash": "text",
+    "created_s": "number",
+    "updated_s": "number",
+}
+"""Columns every document has, in the order `append` fills them."""
