@@ -32,6 +32,13 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "read_timeout_s": (0.1, 86_400),
     "read_memory_bytes": (128 * MIB, 1024 * 1024 * MIB),
     "gather_max_rows": (0, 10_000_000),
+    "vector_threads": (0, 1024),
+    "recall_floor": (0.0, 1.0),
+    "delta_max_rows": (1, 10_000_000),
+    "max_dead_share": (0.01, 1.0),
+    "index_memory_limit_bytes": (0, 1 << 50),
+    "gpu_memory_limit_bytes": (0, 1 << 50),
+    "shadow_share": (0.0, 1.0),
     "call_timeout_s": (0.1, 86_400),
     "num_shards": (1, 1024),
     "num_replicas": (0, 16),
@@ -40,6 +47,16 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "batch_window_ms": (0.0, 100.0),
     "min_hedge_ms": (0.1, 60_000.0),
     "search_deadline_s": (0.05, 3600.0),
+    "rrf_constant": (0.0, 1000.0),
+    "rerank_candidates": (1, 1000),
+    "maxsim_weight": (0.0, 1.0),
+    "maxsim_budget_ms": (0.0, 600_000.0),
+    "cross_encoder_candidates": (1, 1000),
+    "cross_encoder_weight": (0.0, 1.0),
+    "cross_encoder_budget_ms": (0.0, 600_000.0),
+    "mmr_candidates": (1, 1000),
+    "parent_chunks": (1, 64),
+    "continuation_chunks": (1, 64),
 }
 
 
@@ -95,6 +112,22 @@ class RetrievalConfig:
     """Address space of the process that reads documents."""
     gather_max_rows: int = 20_000
     """A filter that keeps at most this many chunks is answered by copying them out and searching exactly."""
+    vector_threads: int = 0
+    """Threads of vector search; 0 for all cores this process may use."""
+    vector_device: str = "auto"
+    """Where base segments of vectors live: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    recall_floor: float = 0.95
+    """Recall@10 an approximate base segment is tuned to; below it the recall alarm rings."""
+    delta_max_rows: int = 20_000
+    """Rows written after the base segment, searched exactly, from which compaction is due."""
+    max_dead_share: float = 0.2
+    """Share of deleted or replaced rows from which compaction is due."""
+    index_memory_limit_bytes: int = 0
+    """Memory the build of a base segment may take; 0 for what the machine has free."""
+    gpu_memory_limit_bytes: int = 0
+    """GPU memory a base segment may take beside a language model; 0 for what the device has free."""
+    shadow_share: float = 0.01
+    """Share of approximate searches repeated exactly to estimate the recall they are served with."""
     call_timeout_s: float = 60.0
     """Longest wait for an actor to answer a call, its restart included; document waits have their own."""
     num_shards: int = 1
@@ -111,6 +144,28 @@ class RetrievalConfig:
     """A search is asked of a second replica at its 95th percentile of time, never before this."""
     search_deadline_s: float = 10.0
     """Longest wait for one of several shards to answer a search that names no deadline of its own."""
+    rrf_constant: float = 10.0
+    """Added to a rank before reciprocal-rank fusion takes its inverse; the larger, the flatter."""
+    rerank_candidates: int = 50
+    """Best candidates that MaxSim looks at, at least `k`."""
+    maxsim_weight: float = 0.75
+    """Weight of MaxSim in a reranked score, 0 to 1; the fused score has the rest."""
+    maxsim_budget_ms: float = 100.0
+    """Time a query's MaxSim may take, fetching the codes included; it is skipped when it would take longer."""
+    cross_encoder: str = ""
+    """Folder of a sentence-transformers cross-encoder, or a Hugging Face model id; empty for none."""
+    cross_encoder_candidates: int = 20
+    """Best candidates that the cross-encoder reads."""
+    cross_encoder_weight: float = 0.9
+    """Weight of the cross-encoder in a reranked score, 0 to 1; the fused score has the rest."""
+    cross_encoder_budget_ms: float = 5000.0
+    """Time a query's cross-encoder may take; it is skipped when it would take longer."""
+    mmr_candidates: int = 50
+    """Best candidates that maximal marginal relevance chooses from, at least `k`."""
+    parent_chunks: int = 2
+    """Chunks on either side that `expand="parent"` joins to a passage."""
+    continuation_chunks: int = 1
+    """Following chunks that `expand="neighbours"` joins to a passage."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -130,10 +185,12 @@ class RetrievalConfig:
             raise ValueError(
                 "embedder is empty; give 'packaged', a folder of a sentence-transformers model, or a model id"
             )
-        if self.embed_device not in ("auto", "cpu", "cuda") and not (
-            self.embed_device.startswith("cuda:") and self.embed_device[5:].isdigit()
-        ):
-            raise ValueError(f"embed_device must be auto, cpu, cuda or cuda:N; got {self.embed_device!r}")
+        for name in ("embed_device", "vector_device"):
+            device = getattr(self, name)
+            if device not in ("auto", "cpu", "cuda") and not (
+                device.startswith("cuda:") and device[5:].isdigit()
+            ):
+                raise ValueError(f"{name} must be auto, cpu, cuda or cuda:N; got {device!r}")
 
     @property
     def chunking_id(self) -> str:

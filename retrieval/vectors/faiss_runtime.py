@@ -1,0 +1,36 @@
+"""FAISS as this process uses it: its BLAS threshold and its threads, set before every call.
+
+Two settings are not what they look like. `distance_compute_blas_threshold` went from 20 to 128,000 in FAISS
+1.15 and is compared with queries x dimensions, so exact search of 32 queries of 384 numbers would never reach
+BLAS (3.3 times fewer queries a second on one core here, ten times in the research that found it). And
+`omp_set_num_threads` holds for the calling thread only, so a pool's other threads would take every core.
+
+Source: faiss/utils/distances.cpp (`knn_inner_product_select`), OpenMP 5.0 section 2.5 (nthreads-var).
+"""
+
+from __future__ import annotations
+
+import os
+
+import faiss
+import numpy as np
+
+BLAS_THRESHOLD = 2000
+"""Queries x dimensions from which exact search is a matrix product."""
+
+
+def prepare(num_threads: int) -> None:
+    """Make FAISS calls of the current thread use `num_threads` (0 for all cores), and BLAS in batches."""
+    faiss.cvar.distance_compute_blas_threshold = BLAS_THRESHOLD
+    faiss.omp_set_num_threads(num_threads or len(os.sched_getaffinity(0)))
+
+
+def knn(queries_QD: np.ndarray, rows_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k best inner products, float32[Q, k] and int64[Q, k]; k is at most N. Call `prepare` before."""
+    scores_QK, positions_QK = faiss.knn(queries_QD, rows_ND, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return scores_QK, positions_QK
+
+
+def num_gpus() -> int:
+    """Return the GPUs this build of FAISS can use; 0 for the CPU wheel."""
+    return int(faiss.get_num_gpus())

@@ -1,0 +1,78 @@
+"""How a search is answered, chosen by how much its selection keeps.
+
+| kept of the base                                  | answer                                                |
+|---------------------------------------------------|-------------------------------------------------------|
+| nothing, and nothing of the delta                 | nothing                                               |
+| at most max(`gather_max_rows`, 2 %)               | copy the rows out once, search them exactly           |
+| fewer rows than the base would score at its effort| scan the kept rows exactly                            |
+| under 10 %, HNSW                                  | scan the kept rows exactly: its graph falls apart     |
+| less than all                                     | base with the bitmap, probes x min(1 / share, 8)      |
+| all                                               | base                                                  |
+
+An exact base, or `exact=True`, scans or copies. The delta is always exact.
+
+Source: research on 100k x 384: below 2 % copying answers 16,600 queries a second at recall 1, where IVF's
+recall falls to 0.34 and HNSW's to 0.35; Milvus and Qdrant (payload index against graph) plan the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from retrieval.vectors.types import SearchEffort, VectorBase
+
+_GATHER_SHARE = 0.02
+_MIN_HNSW_SHARE = 0.1
+_MAX_EFFORT_FACTOR = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the base is searched."""
+
+    path: Literal["nothing", "gather", "exact", "base"]
+    """Nothing kept; copied rows; a scan of the matrix; the base's own structure."""
+    text: str
+    """The same in words, for `explain`."""
+    effort: SearchEffort | None = None
+    """What the base may spend; set when `path` is `base`."""
+
+
+def choose(
+    base: VectorBase,
+    kept_base: int,
+    num_delta: int,
+    gather_max_rows: int,
+    *,
+    exact: bool = False,
+    effort: SearchEffort | None = None,
+) -> Plan:
+    """Return how to search a base of which `kept_base` rows may be returned, beside an exact delta.
+
+    Args:
+        base: What there is.
+        kept_base: Rows of it the selection keeps.
+        num_delta: Rows of the delta that the selection keeps.
+        gather_max_rows: Most rows copied out, unless 2 % of the base is more.
+        exact: Whether the answer must be exact.
+        effort: What an unfiltered search may spend; None for what the base was tuned to.
+    """
+    num_base = len(base.matrix_ND)
+    delta = f" + delta {num_delta:,}" if num_delta else ""
+    if not kept_base:
+        return Plan("nothing", f"exact delta {num_delta:,}" if num_delta else "nothing kept")
+    of = f"{kept_base:,} of {num_base:,}"
+    is_all = kept_base == num_base
+    scan = Plan("exact", f"exact {num_base:,}{delta}" if is_all else f"exact {of}{delta}")
+    if kept_base <= max(gather_max_rows, _GATHER_SHARE * num_base) and not is_all:
+        return Plan("gather", f"gather+exact {of}{delta}")
+    if exact or base.kind == "exact":
+        return scan
+    share = kept_base / num_base
+    spent = (effort or base.effort).scaled(min(1 / share, _MAX_EFFORT_FACTOR))
+    if (base.kind == "hnsw" and share < _MIN_HNSW_SHARE) or kept_base <= base.scan_equivalent(spent):
+        return scan
+    bitmap = "" if is_all else f" bitmap {of}"
+    text = f"{base.kind} {num_base:,} probes {spent.probes} rerank {spent.rerank}{bitmap}{delta}"
+    return Plan("base", text, spent)
