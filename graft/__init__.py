@@ -13,15 +13,29 @@ if TYPE_CHECKING:
     from agents.events import RunEvent
     from agents.state import ChatTurn, Citation, RunResult, ThreadInfo
     from graft.backend import PlatformStatus
+    from graft.blocking import Graft
     from graft.config import GraftConfig, load_config
     from graft.errors import AccessDenied, ConfigError, GraftError, NotRunning, RemoteError, StartError
+    from graft.index import AsyncIndex, Index
     from graft.pipelines import AsyncPipeline, Pipeline
-    from graft.sdk import AsyncGraft, Graft
-    from retrieval.types import Document, DocumentState, Hit, Library, Passage, SearchResult
+    from graft.sdk import AsyncGraft
+    from retrieval.types import (
+        Acknowledged,
+        Document,
+        DocumentState,
+        Hit,
+        Library,
+        Passage,
+        Record,
+        SearchResult,
+    )
+    from retrieval.versions import VersionInfo, VersionState
 
 _HOME = {
     "AccessDenied": "graft.errors",
+    "Acknowledged": "retrieval.types",
     "AsyncGraft": "graft.sdk",
+    "AsyncIndex": "graft.index",
     "AsyncPipeline": "graft.pipelines",
     "Budget": "agents.budget",
     "ChatTurn": "agents.state",
@@ -29,28 +43,34 @@ _HOME = {
     "ConfigError": "graft.errors",
     "Document": "retrieval.types",
     "DocumentState": "retrieval.types",
-    "Graft": "graft.sdk",
+    "Graft": "graft.blocking",
     "GraftConfig": "graft.config",
     "GraftError": "graft.errors",
     "Hit": "retrieval.types",
+    "Index": "graft.index",
     "Library": "retrieval.types",
     "NotRunning": "graft.errors",
     "Passage": "retrieval.types",
     "Pipeline": "graft.pipelines",
     "PlatformStatus": "graft.backend",
+    "Record": "retrieval.types",
     "RemoteError": "graft.errors",
     "RunEvent": "agents.events",
     "RunResult": "agents.state",
     "SearchResult": "retrieval.types",
     "StartError": "graft.errors",
     "ThreadInfo": "agents.state",
+    "VersionInfo": "retrieval.versions",
+    "VersionState": "retrieval.versions",
     "load_config": "graft.config",
 }
 """Where each public name lives."""
 
 __all__ = [
     "AccessDenied",
+    "Acknowledged",
     "AsyncGraft",
+    "AsyncIndex",
     "AsyncPipeline",
     "Budget",
     "ChatTurn",
@@ -62,17 +82,21 @@ __all__ = [
     "GraftConfig",
     "GraftError",
     "Hit",
+    "Index",
     "Library",
     "NotRunning",
     "Passage",
     "Pipeline",
     "PlatformStatus",
+    "Record",
     "RemoteError",
     "RunEvent",
     "RunResult",
     "SearchResult",
     "StartError",
     "ThreadInfo",
+    "VersionInfo",
+    "VersionState",
     "load_config",
 ]
 

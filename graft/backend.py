@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from agents.budget import Budget
 from agents.events import RunEvent
 from agents.state import ChatTurn, RunResult, ThreadInfo
+from retrieval.admin import IndexAdmin
 from retrieval.types import DocumentStore, Retriever
 from serving.types import Generator
 
@@ -114,6 +115,11 @@ class Backend(Protocol):
     @property
     def store(self) -> DocumentStore:
         """Return the document store."""
+        ...
+
+    @property
+    def index(self) -> IndexAdmin:
+        """Return the operations on the index."""
         ...
 
     @property

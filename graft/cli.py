@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from graft.cli_platform import (
+    AsJson,
+    ConfigFile,
+    LibraryName,
+    Overrides,
+    load,
+    one_of,
+    open_platform,
+    print_json,
+    show_stage,
+)
+from graft.index_cli import index_app
 
-    from graft.config import GraftConfig
-    from graft.sdk import Graft
-    from graft.stages import Stage
+if TYPE_CHECKING:
+    from graft.blocking import Graft
+    from retrieval.types import SearchResult
 
 app = typer.Typer(
     name="graft",
@@ -24,11 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; default is ./graft.toml.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. server.port=7861.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-LibraryName = Annotated[str | None, typer.Option("--library", help="Only this library.")]
+app.add_typer(index_app, name="index")
 
 
 def main() -> None:
@@ -49,7 +54,7 @@ def up(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Start the platform and serve the chat and the API until Ctrl-C."""
     from graft.serve import serve
 
-    serve(_load(config, overrides), on_stage=_show_stage)
+    serve(load(config, overrides), on_stage=show_stage)
 
 
 @app.command()
@@ -64,10 +69,10 @@ def ask(
     """Answer a question from the documents, with citations."""
     from graft.wire import answer_to_json
 
-    with _platform(_load(config, overrides), parts=None) as platform:
+    with open_platform(load(config, overrides), parts=None) as platform:
         result = platform.pipeline(graph).invoke(question, library=library)
     if as_json:
-        _print_json(answer_to_json(result))
+        print_json(answer_to_json(result))
     else:
         from rich.console import Console
         from rich.markup import escape
@@ -91,17 +96,36 @@ def search(
     query: str,
     k: Annotated[int, typer.Option("-k", help="Passages to show.")] = 5,
     library: LibraryName = None,
+    where: Annotated[
+        str | None, typer.Option("--where", help='Filter, e.g. \'year >= 1990 and lang in ("en", "de")\'.')
+    ] = None,
+    mode: Annotated[str, typer.Option(help="hybrid, dense or lexical.")] = "hybrid",
+    rerank: Annotated[str, typer.Option(help="auto, none, maxsim or cross_encoder.")] = "auto",
+    version: Annotated[str | None, typer.Option(help="Index version or alias that answers.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say how each hit came about.")] = False,
     as_json: AsJson = False,
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
     """Find passages without asking the language model."""
-    from graft.wire import to_json
+    from typing import get_args
 
-    with _platform(_load(config, overrides), parts=("retrieval",)) as platform:
-        result = platform.search(query, k=k, library=library)
+    from graft.wire import to_json
+    from retrieval.types import Rerank, SearchMode
+
+    with open_platform(load(config, overrides), parts=("retrieval",)) as platform:
+        result = platform.search(
+            query,
+            k=k,
+            library=library,
+            filter=where,
+            mode=one_of("--mode", mode, get_args(SearchMode)),
+            rerank=one_of("--rerank", rerank, get_args(Rerank)),
+            version=version,
+            explain=explain,
+        )
     if as_json:
-        _print_json(to_json(result))
+        print_json(to_json(result))
         return
     from rich.console import Console
     from rich.markup import escape
@@ -111,6 +135,8 @@ def search(
         page = f", page {passage.page}" if passage.page else ""
         console.print(f"[green]{hit.score:.3f}[/] [bold]{escape(passage.document)}[/]{page}")
         console.print(passage.text, markup=False, style="dim")
+    if explain:
+        _show_explanation(console, result)
     if not result.hits:
         console.print("No documents yet: add some with `graft ingest PATH`.", markup=False)
 
@@ -119,6 +145,11 @@ def search(
 def ingest(
     paths: Annotated[list[Path], typer.Argument(help="Files or folders.")],
     library: Annotated[str, typer.Option("--library", help="Where they go; made when new.")] = "default",
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option("--metadata", help="field=value, for every file; value is JSON or text."),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Then follow the one folder until Ctrl-C.")] = False,
     as_json: AsJson = False,
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -127,10 +158,14 @@ def ingest(
     from graft.wire import to_json
     from retrieval.types import DocumentState
 
-    with _platform(_load(config, overrides), parts=("retrieval",)) as platform:
-        documents = platform.ingest(paths, library=library)
+    fields = _fields(metadata)
+    with open_platform(load(config, overrides), parts=("retrieval",)) as platform:
+        if watch:
+            _watch(platform, paths, library, as_json)
+            return
+        documents = platform.ingest(paths, library=library, metadata=fields)
     if as_json:
-        _print_json([to_json(document) for document in documents])
+        print_json([to_json(document) for document in documents])
     else:
         _show_documents(documents)
     if any(document.state is DocumentState.FAILED for document in documents):
@@ -147,10 +182,10 @@ def documents(
     """List documents and where each stands."""
     from graft.wire import to_json
 
-    with _platform(_load(config, overrides), parts=("retrieval",)) as platform:
+    with open_platform(load(config, overrides), parts=("retrieval",)) as platform:
         found = platform.documents(library)
     if as_json:
-        _print_json([to_json(document) for document in found])
+        print_json([to_json(document) for document in found])
     else:
         _show_documents(found)
 
@@ -158,7 +193,7 @@ def documents(
 @app.command()
 def delete(document_ids: list[str], config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Remove documents by id; afterwards no query finds them."""
-    with _platform(_load(config, overrides), parts=("retrieval",)) as platform:
+    with open_platform(load(config, overrides), parts=("retrieval",)) as platform:
         for document_id in document_ids:
             platform.delete(document_id)
             typer.echo(f"deleted {document_id}")
@@ -167,11 +202,11 @@ def delete(document_ids: list[str], config: ConfigFile = None, overrides: Overri
 @app.command()
 def status(as_json: AsJson = False, config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Show what runs and which release answers; exit status 3 when nothing does."""
+    from graft.blocking import Graft
     from graft.running import find_running
-    from graft.sdk import Graft
     from graft.wire import to_json
 
-    home = _load(config, overrides).home
+    home = load(config, overrides).home
     running = find_running(home)
     if running is None:
         typer.echo(f"no platform runs from {home}; start one with `graft up`", err=True)
@@ -179,7 +214,7 @@ def status(as_json: AsJson = False, config: ConfigFile = None, overrides: Overri
     with Graft.connect(running.url) as platform:
         seen = platform.status()
     if as_json:
-        _print_json(to_json(seen))
+        print_json(to_json(seen))
         return
     typer.echo(f"{running.url}  process {running.pid}  graft {seen.version}  release {seen.release}")
     for part in seen.parts:
@@ -193,9 +228,9 @@ def doctor(as_json: AsJson = False, config: ConfigFile = None, overrides: Overri
 
     from graft.doctor import examine
 
-    findings = examine(_load(config, overrides))
+    findings = examine(load(config, overrides))
     if as_json:
-        _print_json([asdict(finding) for finding in findings])
+        print_json([asdict(finding) for finding in findings])
     else:
         from rich.console import Console
         from rich.table import Table
@@ -215,40 +250,60 @@ def down(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Stop the platform that runs from the home folder, and wait until it is gone."""
     from graft.running import stop_running
 
-    home = _load(config, overrides).home
+    home = load(config, overrides).home
     running = stop_running(home)
     typer.echo(f"stopped process {running.pid}" if running else f"no platform runs from {home}")
 
 
-def _load(config: Path | None, overrides: list[str] | None) -> GraftConfig:
-    from graft.config import load_config
-
-    return load_config(config, overrides or ())
-
-
-@contextmanager
-def _platform(config: GraftConfig, parts: tuple[str, ...] | None) -> Iterator[Graft]:
-    """Attach to the platform of the home folder, or start what the command needs for its duration."""
-    from graft.running import find_running
-    from graft.sdk import Graft
-
-    running = find_running(config.home)
-    if running is not None:
-        with Graft.connect(running.url) as platform:
-            yield platform
-    else:
-        with Graft.up(config, on_stage=_show_stage, parts=parts) as platform:
-            yield platform
+def _fields(given: list[str] | None) -> dict[str, Any] | None:
+    """Return metadata given as `field=value`; a value that is JSON is read as such, others are text."""
+    if not given:
+        return None
+    fields: dict[str, Any] = {}
+    for item in given:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--metadata {item!r} is not field=value")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        fields[name] = tuple(value) if isinstance(value, list) else value
+    return fields
 
 
-def _show_stage(stage: Stage) -> None:
-    """Print a stage on standard error, so that standard output stays for answers."""
-    mark = "..." if stage.done_s is None else f"{stage.done_s:5.1f} s"
-    typer.echo(f"{stage.name:>10}  {mark:>7}  {stage.message}", err=True)
+def _watch(platform: Graft, paths: list[Path], library: str, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if len(paths) != 1:
+        raise typer.BadParameter(f"--watch follows one folder; got {len(paths)} paths")
+    try:
+        for item in platform.watch(paths[0], library=library):
+            if as_json:
+                typer.echo(json.dumps(asdict(item), ensure_ascii=False))
+            else:
+                typer.echo(f"{item.change:<8} {item.name}" + (f"  {item.cause}" if item.cause else ""))
+    except KeyboardInterrupt:
+        typer.echo("stopped watching; everything ingested stays", err=True)
 
 
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+def _show_explanation(console: Any, result: SearchResult) -> None:
+    """Print the stages of a search and, by hit, its score at each."""
+    if result.explanation is not None:
+        seen = result.explanation
+        console.print(
+            f"version {seen.version}  epoch {seen.epoch}  terms {' '.join(seen.terms)}", markup=False
+        )
+        for shard, plan in seen.plans.items():
+            console.print(f"{shard} at {seen.seqs[shard]}: {plan}", markup=False)
+    for stage in result.stages:
+        took = f"skipped: {stage.skipped}" if stage.skipped else f"{stage.ms:.1f} ms"
+        console.print(f"  {stage.name:<14} {took}", markup=False)
+    for hit in result.hits:
+        scores = (("dense", hit.dense_score), ("bm25", hit.lexical_score), ("fused", hit.fused_score),
+                  ("rerank", hit.rerank_score), ("score", hit.score))  # fmt: skip
+        shown = "  ".join(f"{name} {score:.3f}" for name, score in scores if score is not None)
+        console.print(f"  {hit.rank + 1:>2} {hit.chunk_id}  {shown}", markup=False)
 
 
 def _show_documents(documents: list[Any]) -> None:

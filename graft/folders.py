@@ -12,6 +12,11 @@ DOCUMENT_SUFFIXES = frozenset(
 """Taken from a folder; a file named directly is taken whatever its suffix."""
 
 
+def document_name(path: Path, root: Path) -> str:
+    """Return the name of a document taken from `root`: its path below it, or the name of a file itself."""
+    return path.name if path == root else path.relative_to(root).as_posix()
+
+
 def document_files(path: Path) -> list[Path]:
     """Return a file itself, or the documents of a folder and its subfolders in order of path.
 

@@ -1,27 +1,32 @@
-"""The Python SDK: `AsyncGraft` is the core; `Graft` is its sync and async twin for any thread or loop."""
+"""The Python SDK's core, `AsyncGraft`; its sync and async twin for any thread or loop is `graft.blocking`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
-
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from typing import TYPE_CHECKING, Self
 
 from graft.backend import Backend, PlatformStatus
-from graft.folders import document_files
-from graft.pipelines import AsyncPipeline, Pipeline
-from graft.twin import async_twin, sync_twin
+from graft.folders import document_files, document_name
+from graft.index import AsyncIndex
+from graft.pipelines import AsyncPipeline
 from retrieval.files import read_file
+from retrieval.filter_parsing import parse_filter
+from retrieval.filters import Filter
 from retrieval.types import (
     DEFAULT_LIBRARY,
     DEFAULT_TENANT,
+    Acknowledged,
     Document,
     DocumentText,
+    Expand,
+    Fusion,
     Library,
+    Metadata,
     Passage,
+    Record,
+    Rerank,
     Retriever,
     SearchMode,
     SearchRequest,
@@ -32,6 +37,7 @@ from serving.types import Generator
 if TYPE_CHECKING:
     from graft.config import GraftConfig
     from graft.stages import OnStage
+    from graft.watching import Watched
 
 PathLike = str | Path
 
@@ -105,6 +111,16 @@ class AsyncGraft:
         """Return the searcher."""
         return self._backend.retriever
 
+    @property
+    def index(self) -> AsyncIndex:
+        """Return the index: versions, compaction, snapshots, recall, progress, import and export."""
+        return AsyncIndex(self._backend.index, self._backend.store, self._tenant)
+
+    @property
+    def max_document_bytes(self) -> int:
+        """Return the largest file that is accepted."""
+        return self._backend.max_document_bytes
+
     def graphs(self) -> tuple[str, ...]:
         """Return the names of the graphs `pipeline` takes."""
         return self._backend.graphs()
@@ -145,26 +161,52 @@ class AsyncGraft:
         """Return the original bytes of a document."""
         return await self._backend.store.content(document_id, tenant=self._tenant)
 
-    async def add(self, name: str, data: bytes, *, library: str = DEFAULT_LIBRARY) -> Document:
+    async def add(
+        self, name: str, data: bytes, *, library: str = DEFAULT_LIBRARY, metadata: Metadata | None = None
+    ) -> Document:
         """Store a file and queue it; returns once it is durable.
+
+        Args:
+            name: A plain file name.
+            data: Its bytes.
+            library: Where it goes; made when new.
+            metadata: Typed fields that filters can name; None keeps those it has.
 
         Raises:
             InvalidDocument: The file is empty, too large, or its name is no plain file name.
+            InvalidMetadata: A field's name or type cannot be stored.
         """
-        return await self._backend.store.add(name, data, library=library, tenant=self._tenant)
+        return await self._backend.store.add(
+            name, data, library=library, tenant=self._tenant, metadata=metadata
+        )
+
+    async def upsert(self, records: Iterable[Record], *, library: str = DEFAULT_LIBRARY) -> Acknowledged:
+        """Store texts as they are, one chunk each, in place of those of the same name; searchable at once.
+
+        Raises:
+            InvalidDocument: A record is empty or too long, or two have one name.
+            InvalidVector: A vector does not fit the active index version.
+            InvalidMetadata: A field's name or type cannot be stored.
+        """
+        return await self._backend.store.upsert(list(records), library=library, tenant=self._tenant)
 
     async def ingest(
         self,
         paths: PathLike | Iterable[PathLike],
         *,
         library: str = DEFAULT_LIBRARY,
+        metadata: Metadata | None = None,
         timeout_s: float | None = 600.0,
     ) -> list[Document]:
         """Add files, and the files of folders, and wait until each is ready or failed.
 
+        A file of a folder is named by its path below that folder, so equal names in two of its subfolders are
+        two documents.
+
         Args:
             paths: Files or folders.
             library: Where they go.
+            metadata: Typed fields of every one of them; None keeps those they have.
             timeout_s: Patience; None returns at once with the documents as queued.
 
         Raises:
@@ -173,7 +215,12 @@ class AsyncGraft:
         """
         roots = [paths] if isinstance(paths, str | Path) else list(paths)
         added = [
-            await self.add(path.name, read_file(path, self._backend.max_document_bytes), library=library)
+            await self.add(
+                document_name(path, Path(root)),
+                read_file(path, self._backend.max_document_bytes),
+                library=library,
+                metadata=metadata,
+            )
             for root in roots
             for path in document_files(Path(root))
         ]
@@ -182,6 +229,26 @@ class AsyncGraft:
         return await self._backend.store.wait_ready(
             [document.document_id for document in added], timeout_s=timeout_s, tenant=self._tenant
         )
+
+    async def wait_ready(self, document_ids: Sequence[str], *, timeout_s: float = 600.0) -> list[Document]:
+        """Return documents once each is ready or failed.
+
+        Raises:
+            IngestTimeout: Some are still under way; the message names them.
+        """
+        return await self._backend.store.wait_ready(document_ids, timeout_s=timeout_s, tenant=self._tenant)
+
+    def watch(self, folder: PathLike, *, library: str = DEFAULT_LIBRARY) -> AsyncIterator[Watched]:
+        """Ingest a folder and follow it: yields what became of each file, until the iterator is closed.
+
+        A document is deleted when its file is removed while the folder is watched.
+
+        Raises:
+            InvalidDocument: The folder does not exist.
+        """
+        from graft.watching import watch
+
+        return watch(self, Path(folder), library=library)
 
     async def delete(self, document_id: str) -> None:
         """Remove a document; when this returns, no query finds it."""
@@ -195,106 +262,65 @@ class AsyncGraft:
         library: str | None = None,
         document_ids: Sequence[str] = (),
         mode: SearchMode = "hybrid",
+        filter: Filter | str | Mapping[str, object] | None = None,
+        fusion: Fusion = "convex",
+        alpha: float | None = None,
+        rerank: Rerank = "auto",
+        mmr: float | None = None,
+        expand: Expand = "none",
+        version: str | None = None,
+        min_seq: Mapping[str, int] | None = None,
+        deadline_s: float | None = None,
+        exact: bool = False,
+        explain: bool = False,
     ) -> SearchResult:
         """Return the best passages for a query.
 
+        Args:
+            query: Search string.
+            k: Passages wanted.
+            library: Only this library; None for all.
+            document_ids: Only these documents; empty for all.
+            mode: Which legs answer.
+            filter: Only documents whose metadata satisfy it: a `retrieval.filters` value, its JSON form, or
+                text such as `year >= 1990 and lang in ("en", "de")`.
+            fusion: How hybrid search joins its legs.
+            alpha: Weight of the dense leg, 0 to 1; None for the configured one.
+            rerank: What reorders the fused candidates.
+            mmr: From 1, relevance alone, to 0, diversity alone; None leaves the order.
+            expand: What each passage grows by.
+            version: Index version or alias that answers; None for the active one.
+            min_seq: What `Acknowledged.seqs` of a write said, to read that write.
+            deadline_s: Seconds after which shards and stages still under way are left out, and named.
+            exact: Whether the dense leg must be exact.
+            explain: Whether the result says how it came about.
+
         Raises:
-            InvalidSearch: The query is empty or too long, or k is out of range.
+            InvalidSearch: The query is empty or too long, or an option is out of range.
+            InvalidFilter: The filter is malformed, or names an unknown field.
+            UnknownVersion: There is no such version.
         """
-        request = SearchRequest(query, k, library, tuple(document_ids), mode, self._tenant)
+        request = SearchRequest(
+            query=query,
+            k=k,
+            library=library,
+            document_ids=tuple(document_ids),
+            mode=mode,
+            tenant=self._tenant,
+            filter=parse_filter(filter) if isinstance(filter, str | Mapping) else filter,
+            fusion=fusion,
+            alpha=alpha,
+            rerank=rerank,
+            mmr=mmr,
+            expand=expand,
+            version=version,
+            min_seq=min_seq,
+            deadline_s=deadline_s,
+            exact=exact,
+            explain=explain,
+        )
         return (await self._backend.retriever.search([request]))[0]
 
     async def passages(self, chunk_ids: Sequence[str]) -> list[Passage | None]:
         """Return the passages of chunks; None for those that no longer exist."""
         return await self._backend.retriever.passages(chunk_ids, tenant=self._tenant)
-
-
-class Graft:
-    """A platform for plain Python: `with Graft.up() as g:` or `with Graft.connect() as g:`.
-
-    Every method has an async twin whose name starts with `a`; both run on the platform's own loop.
-    """
-
-    def __init__(self, core: AsyncGraft, portal: BlockingPortal, closing: ExitStack) -> None:
-        self._core = core
-        self._portal = portal
-        self._closing = closing
-
-    @classmethod
-    def up(
-        cls,
-        config: GraftConfig | None = None,
-        *,
-        on_stage: OnStage | None = None,
-        parts: Iterable[str] | None = None,
-    ) -> Graft:
-        """Start a platform in this process; arguments and errors as in `AsyncGraft.up`."""
-        return cls._open(lambda: AsyncGraft.up(config, on_stage=on_stage, parts=parts))
-
-    @classmethod
-    def connect(cls, address: str | None = None, *, token: str | None = None) -> Graft:
-        """Attach to a running platform; arguments and errors as in `AsyncGraft.connect`."""
-        return cls._open(lambda: AsyncGraft.connect(address, token=token))
-
-    @classmethod
-    def _open(cls, opened: Callable[[], Any]) -> Graft:
-        with ExitStack() as stack:
-            portal = stack.enter_context(start_blocking_portal())
-            core: AsyncGraft = portal.call(opened)
-            stack.callback(portal.call, core.aclose)
-            return cls(core, portal, stack.pop_all())
-
-    def __enter__(self) -> Graft:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop what was started here, or leave what was attached to."""
-        self._closing.close()
-
-    @property
-    def generator(self) -> Generator:
-        """Return the language model, for use on an event loop of your own."""
-        return self._core.generator
-
-    @property
-    def retriever(self) -> Retriever:
-        """Return the searcher, for use on an event loop of your own."""
-        return self._core.retriever
-
-    def graphs(self) -> tuple[str, ...]:
-        """Return the names of the graphs `pipeline` takes."""
-        return self._core.graphs()
-
-    def pipeline(self, graph: str = "rag") -> Pipeline:
-        """Return a graph, ready to run; errors as in `AsyncGraft.pipeline`."""
-        return Pipeline(self._core.pipeline(graph), self._portal)
-
-    status = sync_twin(AsyncGraft.status)
-    astatus = async_twin(AsyncGraft.status)
-    metrics = sync_twin(AsyncGraft.metrics)
-    ametrics = async_twin(AsyncGraft.metrics)
-    libraries = sync_twin(AsyncGraft.libraries)
-    alibraries = async_twin(AsyncGraft.libraries)
-    documents = sync_twin(AsyncGraft.documents)
-    adocuments = async_twin(AsyncGraft.documents)
-    document = sync_twin(AsyncGraft.document)
-    adocument = async_twin(AsyncGraft.document)
-    text = sync_twin(AsyncGraft.text)
-    atext = async_twin(AsyncGraft.text)
-    content = sync_twin(AsyncGraft.content)
-    acontent = async_twin(AsyncGraft.content)
-    add = sync_twin(AsyncGraft.add)
-    aadd = async_twin(AsyncGraft.add)
-    ingest = sync_twin(AsyncGraft.ingest)
-    aingest = async_twin(AsyncGraft.ingest)
-    delete = sync_twin(AsyncGraft.delete)
-    adelete = async_twin(AsyncGraft.delete)
-    search = sync_twin(AsyncGraft.search)
-    asearch = async_twin(AsyncGraft.search)
-    passages = sync_twin(AsyncGraft.passages)
-    apassages = async_twin(AsyncGraft.passages)

@@ -18,10 +18,21 @@ from agents.state import ChatTurn
 from graft.access import TOKEN_COOKIE, Access
 from graft.admission import Admission, Guard, event_stream, sse, while_connected
 from graft.config import ServerConfig
+from graft.index_api import index_router
 from graft.sdk import AsyncGraft
-from graft.wire import OURS, answer_to_json, error_to_json, event_to_json, failure_of, status_of, to_json
+from graft.wire import (
+    OURS,
+    answer_to_json,
+    error_to_json,
+    event_to_json,
+    failure_of,
+    metadata_of,
+    status_of,
+    to_json,
+)
 from retrieval.errors import InvalidDocument
-from retrieval.types import DEFAULT_LIBRARY, SearchMode, SearchRequest
+from retrieval.filter_parsing import parse_filter
+from retrieval.types import DEFAULT_LIBRARY, Expand, Fusion, Rerank, SearchMode, SearchRequest
 from serving.errors import Overloaded
 from serving.types import GenerateRequest, Prompt
 
@@ -42,7 +53,23 @@ class SearchItem(Body):
     library: str | None = None
     document_ids: tuple[str, ...] = ()
     mode: SearchMode = "hybrid"
+    filter: dict[str, Any] | str | None = None
+    fusion: Fusion = "convex"
+    alpha: float | None = None
+    rerank: Rerank = "auto"
+    mmr: float | None = None
+    expand: Expand = "none"
+    version: str | None = None
+    min_seq: dict[str, int] | None = None
+    deadline_s: float | None = None
+    exact: bool = False
+    explain: bool = False
     tenant: str | None = None
+
+    def request(self) -> SearchRequest:
+        """Return the query; the tenant is the caller's, whatever the body says."""
+        values = self.model_dump(exclude={"tenant", "filter"})
+        return SearchRequest(**values, filter=None if self.filter is None else parse_filter(self.filter))
 
 
 class SearchBody(Body):
@@ -79,7 +106,7 @@ def api_router(graft: AsyncGraft, admission: Admission, config: ServerConfig) ->
 
     @router.post("/search")
     async def search(body: SearchBody) -> Any:
-        requests = [SearchRequest(**item.model_dump(exclude={"tenant"})) for item in body.requests]
+        requests = [item.request() for item in body.requests]
         return {"results": [to_json(result) for result in await graft.retriever.search(requests)]}
 
     @router.post("/passages")
@@ -127,9 +154,12 @@ def api_router(graft: AsyncGraft, admission: Admission, config: ServerConfig) ->
         return {"documents": [to_json(item) for item in await graft.documents(library)]}
 
     @router.post("/documents", status_code=202)
-    async def add(request: Request, name: str, library: str = Query(DEFAULT_LIBRARY)) -> Any:
+    async def add(
+        request: Request, name: str, library: str = Query(DEFAULT_LIBRARY), metadata: str | None = None
+    ) -> Any:
+        fields = None if metadata is None else metadata_of(metadata)
         data = await _read_body(request, config.max_upload_bytes, f"file {name!r}")
-        return to_json(await graft.add(name, data, library=library))
+        return to_json(await graft.add(name, data, library=library, metadata=fields))
 
     @router.get("/documents/{document_id}")
     async def document(document_id: str) -> Any:
@@ -188,6 +218,7 @@ def create_app(graft: AsyncGraft, access: Access, config: ServerConfig) -> FastA
     admission = Admission(config.max_concurrent_runs)
     app.add_middleware(Guard, access=access, max_body_bytes=config.max_body_bytes)
     app.include_router(api_router(graft, admission, config))
+    app.include_router(index_router(graft))
     app.include_router(openai_router(graft, admission))
 
     @app.api_route(

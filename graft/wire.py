@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from dataclasses import fields as fields_of
 from functools import cache
 from typing import Any, TypeVar
 
@@ -17,11 +19,18 @@ from retrieval.errors import (
     IndexUnavailable,
     IngestTimeout,
     InvalidDocument,
+    InvalidFilter,
+    InvalidMetadata,
     InvalidSearch,
+    InvalidVector,
+    InvalidVersion,
     RetrievalError,
     StorageFull,
     UnknownDocument,
+    UnknownVersion,
 )
+from retrieval.filter_parsing import filter_json
+from retrieval.types import Metadata, SearchRequest
 from serving.errors import (
     GeneratorUnavailable,
     InvalidGeneration,
@@ -37,12 +46,17 @@ STATUS: dict[type[Exception], int] = {
     AccessDenied: 401,
     ConfigError: 400,
     InvalidSearch: 400,
+    InvalidFilter: 400,
     InvalidQuestion: 400,
     InvalidThread: 400,
     InvalidGeneration: 400,
     PromptTooLong: 400,
     InvalidDocument: 422,
+    InvalidMetadata: 422,
+    InvalidVector: 422,
+    InvalidVersion: 409,
     UnknownDocument: 404,
+    UnknownVersion: 404,
     UnknownGraph: 404,
     UnknownThread: 404,
     Overloaded: 429,
@@ -71,6 +85,27 @@ def to_json(value: Any) -> Any:
 def from_json(cls: type[T], data: Any) -> T:
     """Return a dataclass value from JSON types; pydantic's `ValidationError` names what does not fit."""
     return _adapter(cls).validate_python(data)
+
+
+def search_to_json(request: SearchRequest) -> dict[str, Any]:
+    """Return a query as `/v1/search` takes it; the tenant is left out, the caller's token decides it."""
+    body = {item.name: getattr(request, item.name) for item in fields_of(request) if item.name != "tenant"}
+    return {**body, "filter": request.filter and filter_json(request.filter)}
+
+
+def metadata_of(text: str) -> Metadata:
+    """Return the metadata that a JSON object in text describes.
+
+    Raises:
+        InvalidMetadata: It is no JSON object; the store checks names and types.
+    """
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise InvalidMetadata(f"metadata is not valid JSON ({error}); send an object of fields") from error
+    if not isinstance(fields, dict):
+        raise InvalidMetadata(f"metadata must be a JSON object of fields; got {text[:80]}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def event_from_json(data: Mapping[str, Any]) -> RunEvent:

@@ -11,6 +11,7 @@ from retrieval.errors import InvalidDocument
 
 _BLOCK_BYTES = 1024 * 1024
 _MAX_NAME_BYTES = 255
+_MAX_PATH_BYTES = 1024
 _UNNAMEABLE = ("Cc", "Cs", "Zl", "Zp")  # Control characters, half characters, line and paragraph ends.
 
 
@@ -34,6 +35,27 @@ def check_name(name: str, *, what: str = "file name") -> str:
             f"the {what} {name[:40]!r}... is {num_bytes} bytes long, above the limit of {_MAX_NAME_BYTES}; "
             "shorten it"
         )
+    return name
+
+
+def check_path_name(name: str, *, what: str = "file name") -> str:
+    """Return `name` when it is a plain name, or plain names joined by '/' such as `2024/report.pdf`.
+
+    It names a document, never a place on a disk; all the same it cannot point upwards or to a root.
+
+    Raises:
+        InvalidDocument: It is not, or is longer than 1,024 bytes.
+    """
+    if len(name.encode("utf-8", "surrogatepass")) > _MAX_PATH_BYTES:
+        raise InvalidDocument(
+            f"the {what} {name[:40]!r}... is above the limit of {_MAX_PATH_BYTES:,} bytes; shorten it"
+        )
+    for part in name.split("/"):
+        if part in ("", ".", "..") and part != name:
+            raise InvalidDocument(
+                f"the {what} {name!r} points to a folder; give one such as 'report.pdf' or '2024/report.pdf'"
+            )
+        check_name(part, what=what)
     return name
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from retrieval import oplog
 from retrieval.documents import document_id_of, learn_fields
 from retrieval.errors import InvalidDocument, InvalidVector
-from retrieval.files import check_name
+from retrieval.files import check_path_name
 from retrieval.lexical import terms_of
 from retrieval.metadata import canonical
 from retrieval.types import Chunk, DocumentState, Metadata, Record
@@ -70,7 +70,7 @@ def prepare(
     now = time.time()
     documents, chunks, terms, names = [], [], [], set()
     for record in records:
-        check_name(record.name, what="record name")
+        check_path_name(record.name, what="record name")
         if record.name in names:
             raise InvalidDocument(f"two records are named {record.name!r}; give each its own name")
         names.add(record.name)

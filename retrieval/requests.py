@@ -7,7 +7,7 @@ from typing import get_args
 
 from retrieval.config import RetrievalConfig
 from retrieval.errors import InvalidDocument, InvalidSearch
-from retrieval.files import check_name
+from retrieval.files import check_name, check_path_name
 from retrieval.types import SearchMode, SearchRequest
 
 MAX_K = 1000
@@ -60,7 +60,7 @@ def check_document(name: str, data: bytes, library: str, tenant: str, config: Re
     Raises:
         InvalidDocument: It is empty or too large, or a name is not a plain name.
     """
-    check_name(name)
+    check_path_name(name)
     check_name(library, what="library name")
     check_name(tenant, what="tenant name")
     if not data:

@@ -91,14 +91,25 @@ async def test_same_name_in_two_tenants_and_libraries_is_three_documents(store: 
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", ".", "..", "../x.txt", "a/b.txt", "a\\b.txt", "/etc/passwd", "x\0.txt", "a\nb", "n" * 300],
-)
-async def test_name_that_is_no_plain_file_name_is_refused(store: DocumentStore, name: str) -> None:
+    ["", " ", ".", "..", "../x.txt", "a\\b.txt", "/etc/passwd", "a//b.txt", "a/./b", "x\0.txt", "a\nb",
+     "n" * 300, "n/" * 600 + "n"],
+)  # fmt: skip
+async def test_name_that_points_elsewhere_or_cannot_be_shown_is_refused(
+    store: DocumentStore, name: str
+) -> None:
     with pytest.raises(InvalidDocument, match="name"):
         await store.add(name, b"text")
     with pytest.raises(InvalidDocument, match="library"):
         await store.add("x.txt", b"text", library=name)
     assert await store.documents() == []
+
+
+async def test_files_of_one_name_in_two_folders_are_two_documents(store: DocumentStore) -> None:
+    await _add(store, "2023/notes.txt", "one")
+    await _add(store, "2024/notes.txt", "two")
+    assert [document.name for document in await store.documents()] == ["2023/notes.txt", "2024/notes.txt"]
+    with pytest.raises(InvalidDocument, match="library"):
+        await store.add("x.txt", b"text", library="a/b")
 
 
 async def test_name_with_unusual_but_printable_characters_is_kept(store: DocumentStore) -> None:
