@@ -61,6 +61,22 @@ class StoredText:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """Where the documents of a library stand."""
+
+    num_documents: int
+    """All."""
+    num_ready: int
+    """Those that searches find, as accepted last."""
+    num_failed: int
+    """Those that failed."""
+    num_under_way: int
+    """Those queued or being worked on."""
+    bytes_ahead: int
+    """Bytes to work through until the last of them is done, other libraries' before it included."""
+
+
+@dataclass(frozen=True, slots=True)
 class Holding:
     """A document that answers, as another version is to hold it."""
 
@@ -281,6 +297,30 @@ def libraries(db: sqlite3.Connection, tenant: str) -> list[Library]:
         (tenant,),
     )
     return [Library(*row) for row in rows]
+
+
+def queue(db: sqlite3.Connection, library: str | None, tenant: str) -> Queue:
+    """Return how many documents are in which state, and how much lies ahead of the last one."""
+    only = "" if library is None else " AND library=:library"
+    where = {"tenant": tenant, "library": library}
+    counts = dict(
+        map(
+            tuple,
+            db.execute(
+                f"SELECT state, count(*) FROM documents WHERE tenant=:tenant{only} GROUP BY state", where
+            ).fetchall(),
+        )
+    )
+    # The queue is one for all: what waits before the last of these has its turn first.
+    ahead = db.execute(
+        "SELECT coalesce(sum(num_bytes), 0) FROM documents WHERE state NOT IN ('ready', 'failed')"
+        " AND updated_s <= (SELECT max(updated_s) FROM documents WHERE state NOT IN ('ready', 'failed')"
+        f" AND tenant=:tenant{only})",
+        where,
+    ).fetchone()[0]
+    num_documents = sum(counts.values())
+    num_ready, num_failed = counts.get(DocumentState.READY, 0), counts.get(DocumentState.FAILED, 0)
+    return Queue(num_documents, num_ready, num_failed, num_documents - num_ready - num_failed, ahead)
 
 
 def stored_text(db: sqlite3.Connection, document_id: str) -> StoredText | None:

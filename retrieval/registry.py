@@ -15,6 +15,8 @@ from retrieval.types import DocumentState
 from retrieval.version_tables import StoredVersion, create_tables, drop_tables, spec_text, stored_version
 from retrieval.versions import VersionInfo, VersionSpec, VersionState
 
+_CONFIGURED = "configured_version"
+_TARGET = "target_version"
 _LACKS = (
     "FROM documents AS d LEFT JOIN held_{number} AS h USING (document_id)"
     " WHERE d.active_hash IS NOT NULL AND h.content_hash IS NOT d.active_hash"
@@ -76,6 +78,47 @@ def make(db: sqlite3.Connection, spec: VersionSpec) -> StoredVersion:
     return find(db, spec.version_id)
 
 
+def configure(db: sqlite3.Connection, spec: VersionSpec) -> StoredVersion:
+    """Return the version of the configuration a shard is opened with.
+
+    One that differs from the active version is made the target: it is built beside it and switched to when it
+    lacks nothing. A configuration that was there before and is not active now was switched away from on
+    purpose; it stays so.
+    """
+    before = _meta(db, _CONFIGURED)
+    _set_meta(db, _CONFIGURED, spec.version_id)
+    row = db.execute("SELECT * FROM versions WHERE version_id=?", (spec.version_id,)).fetchone()
+    if before == spec.version_id and row is not None:
+        return stored_version(row)
+    target = target_of(db)
+    version = make(db, spec)
+    if version.state is VersionState.ACTIVE:
+        _set_meta(db, _TARGET, None)
+    else:
+        _set_meta(db, _TARGET, version.version_id)
+        if version.state is VersionState.RETIRED:
+            version = set_state(db, version.version_id, VersionState.BUILDING)
+    if target is not None and target not in (version.version_id, find(db, None).version_id):
+        set_state(db, target, VersionState.RETIRED)  # Nobody waits for it any more.
+    return version
+
+
+def target_of(db: sqlite3.Connection) -> str | None:
+    """Return the id of the version that is switched to as soon as it is built, if there is one."""
+    return _meta(db, _TARGET)
+
+
+def _meta(db: sqlite3.Connection, key: str) -> str | None:
+    row = db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+    return None if row is None else row[0]
+
+
+def _set_meta(db: sqlite3.Connection, key: str, value: str | None) -> None:
+    db.execute("DELETE FROM meta WHERE key=?", (key,))
+    if value is not None:
+        db.execute("INSERT INTO meta VALUES (?,?)", (key, value))
+
+
 def set_state(db: sqlite3.Connection, name: str, state: VersionState) -> StoredVersion:
     """Move a version; the one that was active is kept, retired.
 
@@ -99,6 +142,7 @@ def set_state(db: sqlite3.Connection, name: str, state: VersionState) -> StoredV
             )
     if state is VersionState.ACTIVE:
         db.execute("UPDATE versions SET state=? WHERE state=?", (VersionState.RETIRED, VersionState.ACTIVE))
+        _set_meta(db, _TARGET, None)
         # What this version could not take in would be answered by nothing: it must not look ready.
         db.execute(
             f"UPDATE documents SET state=?, error=h.error FROM held_{version.number} AS h"
@@ -128,6 +172,8 @@ def drop(db: sqlite3.Connection, name: str) -> None:
         )
     drop_tables(db, version.number)
     db.execute("DELETE FROM versions WHERE number=?", (version.number,))
+    if target_of(db) == version.version_id:
+        _set_meta(db, _TARGET, None)
 
 
 def set_alias(db: sqlite3.Connection, alias: str, name: str | None) -> None:

@@ -80,6 +80,16 @@ class Store:
         with self._database.write() as db:
             return registry.make(db, spec)
 
+    def configure(self, spec: VersionSpec) -> StoredVersion:
+        """Return the version of the configuration, made the target where it changed; see `registry`."""
+        with self._database.write() as db:
+            return registry.configure(db, spec)
+
+    def target_version(self) -> str | None:
+        """Return the id of the version that is switched to as soon as it is built, if there is one."""
+        with self._database.read() as db:
+            return registry.target_of(db)
+
     def version(self, name: str | None = None) -> StoredVersion:
         """Return a version by id or alias, the active one for None; raises UnknownVersion."""
         with self._database.read() as db:
@@ -263,6 +273,11 @@ class Store:
         """Fill a version from another of the same embedder and chunking; return how many were copied."""
         with self._database.write() as db:
             return documents.copy_rows(db, source, target, document_ids)
+
+    def queue(self, library: str | None, tenant: str) -> documents.Queue:
+        """Return how many documents are in which state, and how much lies ahead of the last one."""
+        with self._database.read() as db:
+            return documents.queue(db, library, tenant)
 
     # Replication.
 
