@@ -106,10 +106,8 @@ class Database:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.unlink(missing_ok=True)
-            with contextlib.closing(sqlite3.connect(partial)) as target, self.read() as source:
-                source.backup(target)
-                # One file to copy: no write-ahead log beside it.
-                target.execute("PRAGMA journal_mode=DELETE").fetchall()
+            with self.read() as source:
+                _copy(source, partial)
             _sync(partial)
             partial.replace(path)
             _sync(path.parent)
@@ -153,6 +151,20 @@ class Database:
             f"the shard file '{self.path}' cannot be used ({error}); check the disk, restore a backup, "
             "or use another data folder"
         )
+
+
+def _copy(source: sqlite3.Connection, path: Path) -> None:
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as target:
+            source.backup(target)
+            # One file to copy: no write-ahead log beside it.
+            target.execute("PRAGMA journal_mode=DELETE").fetchall()
+    except sqlite3.DatabaseError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise StorageFull(
+            f"the backup '{path}' could not be written ({error}; {free:,} bytes free): nothing was kept of "
+            "it. Free some space or choose another disk"
+        ) from error
 
 
 def _sync(path: Path) -> None:

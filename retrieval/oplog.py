@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from retrieval.lexical import terms_of
+from retrieval.metadata import parsed
+from retrieval.types import MetadataValue
 from retrieval.version_tables import create_tables, drop_tables, remove_documents, stored_version
 
 ALL_VERSIONS = 0
@@ -24,6 +26,8 @@ _DOCUMENT_COLUMNS = (
     "document_id, tenant, library, name, kind, media_type, metadata, content_hash, active_hash, num_bytes,"
     " state, error, num_pages, created_s, updated_s"
 )
+
+_COLUMN_NAMES = [name.strip() for name in _DOCUMENT_COLUMNS.split(",")]
 
 Op = tuple[int, int | None, str, str, str, float]
 """seq, version number, kind, document id, content hash, Unix time."""
@@ -66,7 +70,12 @@ class WholeDocument:
     @property
     def content_hash(self) -> str:
         """Return the hash of the bytes accepted last."""
-        return str(self.row[_DOCUMENT_COLUMNS.split(", ").index("content_hash")])
+        return str(self.row[_COLUMN_NAMES.index("content_hash")])
+
+    @property
+    def metadata(self) -> dict[str, MetadataValue]:
+        """Return its own fields."""
+        return parsed(str(self.row[_COLUMN_NAMES.index("metadata")]))
 
 
 @dataclass(frozen=True, slots=True)

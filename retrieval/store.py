@@ -299,6 +299,7 @@ class Store:
     def adopt(self, whole: Sequence[oplog.WholeDocument]) -> int:
         """Take in documents of another shard that has the same versions; return the log position."""
         with self._database.write() as db:
+            documents.learn_fields(db, [one.metadata for one in whole])
             oplog.write_documents(db, [one.document_id for one in whole], whole)
             names = [(one.document_id, one.content_hash) for one in whole]
             return oplog.log(db, "put", names, oplog.ALL_VERSIONS)
