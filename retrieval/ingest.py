@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from retrieval.embedding_work import ChunkEmbedding
-from retrieval.errors import RetrievalUnavailable, StorageFull, UnreadableDocument
+from retrieval.errors import InvalidVersion, RetrievalUnavailable, StorageFull, UnreadableDocument
 from retrieval.ingest_progress import Pace
 from retrieval.reading import ReadingProcess
 from retrieval.store import Embedded, Holding, Store, Work
@@ -59,7 +59,7 @@ class Ingestor:
             store: The shard's truth.
             embedder_of: Returns a version's embedder, None while it is not here.
             reading: Reads and cuts documents.
-            on_ready: Called when a version that was being built lacks nothing any more.
+            on_ready: Called, while the work is held, when a version beside the active one lacks nothing.
         """
         self.pace = Pace()
         self._store = store
@@ -84,10 +84,17 @@ class Ingestor:
         self._wake.set()
 
     @contextlib.asynccontextmanager
-    async def paused(self) -> AsyncIterator[None]:
-        """Hold the work between two documents: no version is half-way through one."""
+    async def caught_up(self) -> AsyncIterator[None]:
+        """Hold the work between two documents, every live version having taken in what it can."""
         async with self._turn:
+            await self.catch_up()
             yield
+
+    async def catch_up(self) -> None:
+        """Have every live version take in what it can; for callers that hold the work."""
+        self._behind = True
+        while await self._catch_up():
+            pass
 
     async def aclose(self) -> None:
         """Stop; a document under way is queued again when the shard is opened next."""
@@ -161,7 +168,11 @@ class Ingestor:
         )
         if embedded is None:
             return False
-        return await asyncio.to_thread(self._store.finish, work, media_type, document, embedded)
+        if await asyncio.to_thread(self._store.finish, work, media_type, document, embedded, active):
+            return True
+        # Still wanted: another version became active meanwhile.
+        await asyncio.to_thread(self._store.advance, work, DocumentState.QUEUED)
+        return False
 
     async def _hold_elsewhere(self, active: StoredVersion, document_id: str) -> None:
         """Put a document that just became ready into every other live version at once.
@@ -201,11 +212,22 @@ class Ingestor:
             elif after:
                 self._cursors[version.number] = ""
                 worked = True  # Once more from the start: documents came or changed meanwhile.
-            elif version.state is VersionState.BUILDING:
-                ready = await asyncio.to_thread(self._store.set_state, version.version_id, VersionState.READY)
-                await self._on_ready(ready)
+            else:
+                worked = not await self._is_complete(version) or worked
         self._behind = worked
         return worked
+
+    async def _is_complete(self, version: StoredVersion) -> bool:
+        """Tell that a version lacks nothing; False when a document came at this very moment."""
+        try:
+            if version.state is VersionState.BUILDING:
+                version = await asyncio.to_thread(
+                    self._store.set_state, version.version_id, VersionState.READY
+                )
+            await self._on_ready(version)
+        except InvalidVersion:
+            return False
+        return True
 
     async def _fill(self, active: StoredVersion, version: StoredVersion, document_ids: list[str]) -> None:
         """Put documents that answer into a version beside the active one."""

@@ -13,13 +13,14 @@ import numpy as np
 
 from retrieval import oplog
 from retrieval.documents import document_id_of, learn_fields
-from retrieval.errors import InvalidDocument, InvalidVector
+from retrieval.errors import InvalidDocument, InvalidVector, InvalidVersion
 from retrieval.files import check_path_name
 from retrieval.lexical import terms_of
 from retrieval.metadata import canonical
 from retrieval.types import Chunk, DocumentState, Metadata, Record
 from retrieval.vectors import codecs
 from retrieval.version_tables import Rows, StoredVersion, insert_rows, remove_documents
+from retrieval.versions import VersionState
 
 RECORD_MEDIA_TYPE = "text/plain"
 
@@ -116,7 +117,14 @@ def _rows(
 
 
 def upsert(db: sqlite3.Connection, prepared: Prepared) -> int:
-    """Store records in place of documents of their names and return the log's last position."""
+    """Store records in place of documents of their names and return the log's last position.
+
+    Raises:
+        InvalidVersion: The active version is not among those the records were embedded for.
+    """
+    active = db.execute("SELECT number FROM versions WHERE state=?", (VersionState.ACTIVE,)).fetchone()
+    if active is None or active[0] not in prepared.rows:
+        raise InvalidVersion("another index version answers than the records were embedded for; try again")
     learn_fields(db, prepared.metadatas)
     document_ids = [row[0] for row in prepared.documents]
     wanted = (json.dumps(document_ids),)

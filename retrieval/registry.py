@@ -17,6 +17,7 @@ from retrieval.versions import VersionInfo, VersionSpec, VersionState
 
 _CONFIGURED = "configured_version"
 _TARGET = "target_version"
+_EPOCH = "epoch"
 _LACKS = (
     "FROM documents AS d LEFT JOIN held_{number} AS h USING (document_id)"
     " WHERE d.active_hash IS NOT NULL AND h.content_hash IS NOT d.active_hash"
@@ -88,7 +89,7 @@ def configure(db: sqlite3.Connection, spec: VersionSpec) -> StoredVersion:
     before = _meta(db, _CONFIGURED)
     _set_meta(db, _CONFIGURED, spec.version_id)
     row = db.execute("SELECT * FROM versions WHERE version_id=?", (spec.version_id,)).fetchone()
-    if before == spec.version_id and row is not None:
+    if row is not None and before in (spec.version_id, None):  # None: copied from another shard.
         return stored_version(row)
     target = target_of(db)
     version = make(db, spec)
@@ -106,6 +107,11 @@ def configure(db: sqlite3.Connection, spec: VersionSpec) -> StoredVersion:
 def target_of(db: sqlite3.Connection) -> str | None:
     """Return the id of the version that is switched to as soon as it is built, if there is one."""
     return _meta(db, _TARGET)
+
+
+def epoch_of(db: sqlite3.Connection) -> int:
+    """Return how many times the version that answers was switched."""
+    return int(_meta(db, _EPOCH) or 0)
 
 
 def _meta(db: sqlite3.Connection, key: str) -> str | None:
@@ -143,6 +149,7 @@ def set_state(db: sqlite3.Connection, name: str, state: VersionState) -> StoredV
     if state is VersionState.ACTIVE:
         db.execute("UPDATE versions SET state=? WHERE state=?", (VersionState.RETIRED, VersionState.ACTIVE))
         _set_meta(db, _TARGET, None)
+        _set_meta(db, _EPOCH, str(epoch_of(db) + 1))
         # What this version could not take in would be answered by nothing: it must not look ready.
         db.execute(
             f"UPDATE documents SET state=?, error=h.error FROM held_{version.number} AS h"

@@ -1,53 +1,107 @@
-"""Retrieval in one process: embedder, shard and ingestion composed; a `Retriever` and a `DocumentStore`."""
+"""Retrieval in one process: embedders, shard, ingestion and search composed.
+
+`LocalRetrieval` is a `Retriever`, a `DocumentStore` and an `IndexAdmin`. A configuration that differs from
+the one before makes an index version beside the active one, which answers until the new one holds every
+document. Where the active version's embedder cannot be had any more, it answers by words only, and new
+documents wait for the switch.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from retrieval.config import RetrievalConfig
-from retrieval.errors import IngestTimeout
+from retrieval.embedders import Embedders, LoadEmbedder, MissingEmbedder, spec_of
+from retrieval.errors import IngestTimeout, InvalidDocument, InvalidVector
+from retrieval.files import check_name
 from retrieval.ingest import Ingestor
-from retrieval.model_files import model_folder, tokenizer_file
+from retrieval.local_admin import LocalAdmin
+from retrieval.ranking.searcher import Searcher
+from retrieval.ranking.view import IndexView
 from retrieval.reading import ReadingProcess
-from retrieval.requests import check_searches
-from retrieval.shard import IndexShard, index_version_of
+from retrieval.records import Vectors
+from retrieval.shard import LocalShard, Shard
+from retrieval.sharding.write_gate import WriteGate
 from retrieval.types import (
     DEFAULT_LIBRARY,
     DEFAULT_TENANT,
+    Acknowledged,
     Document,
     DocumentState,
     DocumentText,
     Embedder,
     Library,
+    Metadata,
     Passage,
+    Record,
     SearchRequest,
     SearchResult,
+    Stage,
 )
+from retrieval.version_tables import StoredVersion
 
 _POLL_S = 0.02
 _SETTLED = (DocumentState.READY, DocumentState.FAILED)
-_SPECIAL_TOKENS = 2
 
 
-class LocalRetrieval:
+class LocalRetrieval(LocalAdmin):
     """Everything of retrieval in this process; open it with `LocalRetrieval.open` and `async with`."""
 
     def __init__(
-        self, shard: IndexShard, embedder: Embedder, ingestor: Ingestor, timings: dict[str, float]
+        self, shard: Shard, embedders: Embedders, reading: ReadingProcess, *, auto_switch: bool = True
     ) -> None:
-        """Compose; `open` is the usual way."""
+        """Compose; `open` is the usual way.
+
+        Args:
+            shard: The documents and their index; its `configure`d version exists.
+            embedders: The embedders that are here.
+            reading: Reads and cuts documents.
+            auto_switch: Whether a version the configuration asks for is switched to when it is complete; not
+                so where several shards switch together.
+        """
         self._shard = shard
-        self._embedder = embedder
-        self._ingestor = ingestor
-        self._timings = timings
+        self._store = shard.store
+        self._embedders = embedders
+        self._reading = reading
+        self._auto_switch = auto_switch
+        self._gate = WriteGate()
+        self._switching = False
+        self._active: IndexView | None = None
+        self._reader = LocalShard(shard)
+        self._searcher = Searcher(self._view_of, shard.config)
+        self._ingestor = Ingestor(shard.store, embedders.of, reading, self._version_complete)
+        self._timings: dict[str, float] = {}
 
     @classmethod
-    async def open(cls, folder: Path, config: RetrievalConfig, embedder: Embedder) -> LocalRetrieval:
+    async def open(
+        cls,
+        folder: Path,
+        config: RetrievalConfig,
+        embedder: Embedder,
+        *,
+        load_embedder: LoadEmbedder | None = None,
+        name: str = "shard-0",
+        auto_switch: bool = True,
+        following: bool = False,
+    ) -> LocalRetrieval:
         """Open the shard in `folder` and begin to ingest what is queued there.
+
+        Args:
+            folder: Holds the shard; created if missing.
+            config: Settings.
+            embedder: The one `config.embedder` names.
+            load_embedder: Loads others, for versions made with them; None when there are none.
+            name: The shard's name.
+            auto_switch: See `__init__`.
+            following: Whether another copy of the shard is the one that changes: then versions come from there,
+                and nothing is ingested until `lead`.
 
         Raises:
             IndexUnavailable: The shard cannot be opened.
@@ -55,20 +109,37 @@ class LocalRetrieval:
             ValueError: Chunks of `config.chunk_tokens` would be cut by the embedder.
         """
         started = time.perf_counter()
-        reading = ReadingProcess(config, tokenizer_file(model_folder(config.embedder)))
-        info = await embedder.info()
-        if config.chunk_tokens + _SPECIAL_TOKENS > info.max_tokens:
-            raise ValueError(
-                f"chunk_tokens={config.chunk_tokens} and {_SPECIAL_TOKENS} special tokens do not fit the "
-                f"{info.max_tokens} tokens that {info.model_id!r} reads; lower chunk_tokens"
-            )
+        embedders = Embedders(load_embedder)
+        spec = spec_of(await embedders.use(embedder), config)
         embedder_ready = time.perf_counter()
-        shard = await asyncio.to_thread(IndexShard, folder, config, index_version_of(info, config))
-        await asyncio.to_thread(reading.start)
-        timings = {"embedder_s": embedder_ready - started, "open_s": time.perf_counter() - embedder_ready}
-        ingestor = Ingestor(shard.store, embedder, reading)
-        ingestor.start()
-        return cls(shard, embedder, ingestor, timings)
+        shard = await asyncio.to_thread(Shard, folder, config, name)
+        retrieval = cls(shard, embedders, ReadingProcess(config), auto_switch=auto_switch)
+        try:
+            if not following:
+                await asyncio.to_thread(shard.store.configure, spec)
+                await retrieval.lead()
+        except BaseException:
+            await retrieval.aclose()
+            raise
+        retrieval._timings = {
+            "embedder_s": embedder_ready - started,
+            "open_s": time.perf_counter() - embedder_ready,
+        }
+        return retrieval
+
+    async def lead(self) -> None:
+        """Begin to ingest: from now on this copy of the shard is the one that changes."""
+        await asyncio.to_thread(self._store.requeue_unfinished)
+        self.forget_active()
+        active = await asyncio.to_thread(self._store.version)
+        await self._embedders.try_load(active.spec)
+        await asyncio.to_thread(self._shard.open_version)
+        await asyncio.to_thread(self._reading.start)
+        self._ingestor.start()
+
+    def forget_active(self) -> None:
+        """Look up anew which version answers."""
+        self._active = None
 
     async def __aenter__(self) -> LocalRetrieval:
         return self
@@ -79,7 +150,7 @@ class LocalRetrieval:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop ingesting and close the shard; the embedder is its maker's to close."""
+        """Stop ingesting and close the shard; the embedders are their makers' to close."""
         await self._ingestor.aclose()
         await asyncio.to_thread(self._shard.close)
 
@@ -89,51 +160,112 @@ class LocalRetrieval:
 
     async def search(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
         """Return one result per request, in order; see `Retriever.search`."""
-        if not requests:
-            return []
-        check_searches(requests, self._shard.config)
-        started = time.perf_counter()
-        vectors_QD = await self._embedder.embed_queries([request.query for request in requests])
-        embed_ms = (time.perf_counter() - started) * 1000
-        return await asyncio.to_thread(self._shard.search, requests, vectors_QD, embed_ms=embed_ms)
+        asked, by_words = list(requests), set()
+        for position, request in enumerate(asked):
+            if request.mode == "hybrid" and isinstance(
+                self._view_of(request.version).embedder, MissingEmbedder
+            ):
+                asked[position] = replace(request, mode="lexical", rerank="none")
+                by_words.add(position)
+        results = await self._searcher.search(asked)
+        for position in by_words:
+            skipped = Stage("dense", 0.0, skipped="the version's embedder is not loaded")
+            result = results[position]
+            results[position] = replace(result, stages=(*result.stages, skipped))
+        return results
 
     async def passages(
         self, chunk_ids: Sequence[str], *, tenant: str = DEFAULT_TENANT
     ) -> list[Passage | None]:
         """Return the passages of chunks, in order; None where deleted or not the tenant's."""
-        return await asyncio.to_thread(self._shard.store.passages, chunk_ids, tenant)
+        return await self._searcher.passages(chunk_ids, tenant=tenant)
 
     async def add(
-        self, name: str, data: bytes, *, library: str = DEFAULT_LIBRARY, tenant: str = DEFAULT_TENANT
+        self,
+        name: str,
+        data: bytes,
+        *,
+        library: str = DEFAULT_LIBRARY,
+        tenant: str = DEFAULT_TENANT,
+        metadata: Metadata | None = None,
     ) -> Document:
         """Store a file durably and queue it; see `DocumentStore.add`."""
-        document = await asyncio.to_thread(self._shard.add, name, data, library, tenant)
+        document = await asyncio.to_thread(self._shard.add, name, data, library, tenant, metadata)
         self._ingestor.notify()
         return document
 
+    async def upsert(
+        self, records: Sequence[Record], *, library: str = DEFAULT_LIBRARY, tenant: str = DEFAULT_TENANT
+    ) -> Acknowledged:
+        """Store records in one transaction; see `DocumentStore.upsert`."""
+        check_name(library, what="library name")
+        check_name(tenant, what="tenant name")
+        limit = self._shard.config.max_record_chars
+        for record in records:
+            if len(record.text) > limit:
+                raise InvalidDocument(
+                    f"record {record.name!r} has {len(record.text):,} characters, above max_record_chars="
+                    f"{limit:,}; add it as a document, which is cut into chunks, or raise the limit"
+                )
+        if not records:
+            return Acknowledged({self._shard.name: await asyncio.to_thread(self._store.seq)}, 0)
+        # A switch waits for records under way.
+        async with self._gate.writing():
+            active = await asyncio.to_thread(self._store.version)
+            made = {active.number: await self._embedded(active, records)}
+            seq = await asyncio.to_thread(self._store.upsert, tenant, library, records, made)
+        self._ingestor.notify(versions=True)
+        return Acknowledged({self._shard.name: seq}, len(records))
+
+    async def _embedded(self, version: StoredVersion, records: Sequence[Record]) -> Vectors:
+        """Return the records' vectors in a version: the caller's where given, embedded where not."""
+        spec = version.spec
+        vectors_NM = np.empty((len(records), spec.model_dim), dtype=np.float32)
+        given = [i for i, record in enumerate(records) if record.vector is not None]
+        missing = [i for i, record in enumerate(records) if record.vector is None]
+        for i in given:
+            vector = np.asarray(records[i].vector, dtype=np.float32)
+            if vector.shape != (spec.model_dim,):
+                raise InvalidVector(
+                    f"the vector of record {records[i].name!r} has shape {vector.shape}; index version "
+                    f"{version.version_id!r} takes vectors of {spec.model_dim} numbers"
+                )
+            vectors_NM[i] = vector
+        wanted = list(range(len(records))) if spec.tokens != "none" else missing
+        if not wanted:
+            return Vectors(vectors_NM)
+        embedder = self._embedders.of(spec) or MissingEmbedder(spec)
+        texts = [records[i].text for i in wanted]
+        if spec.tokens == "none":
+            vectors_NM[missing] = await embedder.embed_passages(texts)
+            return Vectors(vectors_NM)
+        made_NM, tokens = await embedder.embed_passages_with_tokens(texts, spec.tokens)
+        vectors_NM[missing] = made_NM[missing]
+        return Vectors(vectors_NM, tokens.codes)
+
     async def documents(self, *, library: str | None = None, tenant: str = DEFAULT_TENANT) -> list[Document]:
         """Return documents ordered by name."""
-        return await asyncio.to_thread(self._shard.store.documents, library, tenant)
+        return await asyncio.to_thread(self._store.documents, library, tenant)
 
     async def document(self, document_id: str, *, tenant: str = DEFAULT_TENANT) -> Document:
         """Return one document; raises UnknownDocument."""
-        return await asyncio.to_thread(self._shard.store.document, document_id, tenant)
+        return await asyncio.to_thread(self._store.document, document_id, tenant)
 
     async def text(self, document_id: str, *, tenant: str = DEFAULT_TENANT) -> DocumentText:
         """Return the extracted text of a document that is or was ready; raises UnknownDocument."""
-        return await asyncio.to_thread(self._shard.store.text, document_id, tenant)
+        return await asyncio.to_thread(self._store.text, document_id, tenant)
 
     async def content(self, document_id: str, *, tenant: str = DEFAULT_TENANT) -> bytes:
-        """Return the original bytes of the version that answers; raises UnknownDocument."""
-        return await asyncio.to_thread(self._shard.store.content, document_id, tenant)
+        """Return the original bytes of what answers; raises UnknownDocument."""
+        return await asyncio.to_thread(self._store.content, document_id, tenant)
 
     async def delete(self, document_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
         """Remove a document from every store; when this returns, no query finds it."""
-        await asyncio.to_thread(self._shard.store.delete, document_id, tenant)
+        await asyncio.to_thread(self._store.delete, document_id, tenant)
 
     async def libraries(self, *, tenant: str = DEFAULT_TENANT) -> list[Library]:
         """Return the tenant's libraries ordered by name."""
-        return await asyncio.to_thread(self._shard.store.libraries, tenant)
+        return await asyncio.to_thread(self._store.libraries, tenant)
 
     async def wait_ready(
         self, document_ids: Sequence[str], *, timeout_s: float, tenant: str = DEFAULT_TENANT
@@ -141,7 +273,7 @@ class LocalRetrieval:
         """Return the documents once each is `ready` or `failed`; see `DocumentStore.wait_ready`."""
         deadline = time.monotonic() + timeout_s
         while True:
-            found = await asyncio.to_thread(self._shard.store.documents_by_id, document_ids, tenant)
+            found = await asyncio.to_thread(self._store.documents_by_id, document_ids, tenant)
             waiting = [document for document in found if document.state not in _SETTLED]
             if not waiting:
                 return found
@@ -152,3 +284,19 @@ class LocalRetrieval:
                     "they go on in the background: wait longer or ask again"
                 )
             await asyncio.sleep(_POLL_S)
+
+    def _view_of(self, name: str | None) -> IndexView:
+        """Return what answers for a version; the active one's is kept until a switch."""
+        if name is None and self._active is not None:
+            return self._active
+        version = self._store.version(name)
+        view = IndexView(
+            version=version.version_id,
+            epoch=self._store.epoch(),
+            spec=version.spec,
+            embedder=self._embedders.of(version.spec) or MissingEmbedder(version.spec),
+            shards=(self._reader,),
+        )
+        if name is None:
+            self._active = view
+        return view

@@ -10,6 +10,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from retrieval.stored import (
     DocumentInfo,
     DocumentRows,
     RowBlock,
+    TextRow,
     chunk_id_of,
 )
 from retrieval.types import MetadataValue, Passage
@@ -50,6 +52,10 @@ class Snapshot:
     def versions(self) -> list[StoredVersion]:
         """Return the index versions, oldest first."""
         return registry.all_versions(self._db)
+
+    def version(self, name: str | None = None) -> StoredVersion:
+        """Return a version by id or alias, the active one for None; raises UnknownVersion."""
+        return registry.find(self._db, name)
 
     def aliases(self) -> dict[str, str]:
         """Return the version id of each alias."""
@@ -173,12 +179,45 @@ class Snapshot:
         ).fetchone()
         return DeltaStats(*row)
 
-    def passages(self, version_number: int, chunk_ids: Sequence[str], tenant: str) -> dict[str, Passage]:
-        """Return passages by chunk id; those that are gone or another tenant's are left out."""
+    def passages(
+        self, version_number: int, chunk_ids: Sequence[str], tenant: str, before: int = 0, after: int = 0
+    ) -> dict[str, Passage]:
+        """Return passages by chunk id; those that are gone or another tenant's are left out.
+
+        Args:
+            version_number: The version.
+            chunk_ids: The chunks.
+            tenant: Whose they must be.
+            before: Chunks before each that its passage grows by, as far as its document goes.
+            after: Chunks after each that its passage grows by.
+        """
         rows = self._by_chunk_id(version_number, chunk_ids, _PASSAGE_COLUMNS, "AND d.tenant=:tenant", tenant)
-        wanted = set(chunk_ids)
-        found = (_passage(row) for row in rows)
-        return {passage.chunk_id: passage for passage in found if passage.chunk_id in wanted}
+        found = {passage.chunk_id: passage for passage in map(_passage, rows)}
+        if before or after:
+            for row in rows:
+                grown = self._grown(version_number, row, before, after)
+                found[_chunk_id(row)] = replace(found[_chunk_id(row)], **grown)
+        return found
+
+    def _grown(
+        self, version_number: int, row: sqlite3.Row, before: int, after: int
+    ) -> dict[str, str | int | None]:
+        """Return text, start, end and page of the stretch of a document around one of its chunks."""
+        around = self._db.execute(
+            f"SELECT start, stop, page, text FROM chunks_{version_number}"
+            " WHERE document_id=? AND ordinal BETWEEN ? AND ? ORDER BY ordinal",
+            (row["document_id"], row["ordinal"] - before, row["ordinal"] + after),
+        ).fetchall()
+        start, stop = around[0]["start"], max(one["stop"] for one in around)
+        whole = self._db.execute(
+            "SELECT substr(text, ?, ?) FROM texts JOIN documents AS d USING (document_id)"
+            " WHERE document_id=? AND d.active_hash=?",
+            (start + 1, stop - start, row["document_id"], row["content_hash"]),
+        ).fetchone()
+        if whole is None:
+            # The version still holds bytes whose text was replaced: what its chunks cover, and no more.
+            return {"text": row["text"], "start": row["start"], "end": row["stop"], "page": row["page"]}
+        return {"text": whole[0], "start": start, "end": stop, "page": around[0]["page"]}
 
     def neighbours(
         self, version_number: int, chunk_id: str, before: int, after: int, tenant: str
@@ -197,6 +236,25 @@ class Snapshot:
         )
         found = [_passage(row) for row in rows if row["content_hash"].startswith(prefix)]
         return found if any(passage.chunk_id == chunk_id for passage in found) else []
+
+    def rows_with_text(
+        self, version_number: int, after_row_id: int, library: str | None, tenant: str, limit: int
+    ) -> list[TextRow]:
+        """Return a tenant's next rows after a row id, with texts and vectors."""
+        version = self._version(version_number)
+        only = "" if library is None else " AND d.library=:library"
+        rows = self._db.execute(
+            "SELECT c.row_id, d.name, d.metadata, c.ordinal, h.num_chunks, c.text, c.vector"
+            f" FROM chunks_{version_number} AS c JOIN documents AS d ON d.document_id=c.document_id"
+            f" JOIN held_{version_number} AS h ON h.document_id=c.document_id"
+            f" WHERE c.row_id>:after AND d.tenant=:tenant{only} ORDER BY c.row_id LIMIT :limit",
+            {"after": after_row_id, "tenant": tenant, "library": library, "limit": limit},
+        ).fetchall()
+        return [
+            TextRow(row["row_id"], row["name"], parsed(row["metadata"]), row["ordinal"], row["num_chunks"],
+                    row["text"], vector_D)
+            for row, vector_D in zip(rows, self._vectors(version, rows), strict=True)
+        ]  # fmt: skip
 
     def vectors(self, version_number: int, chunk_ids: Sequence[str]) -> dict[str, np.ndarray]:
         """Return float32[dim] by chunk id, of those that are there."""

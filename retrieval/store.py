@@ -7,6 +7,7 @@ Every write is one transaction, acknowledged after its commit. Indexes read it t
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -58,6 +59,11 @@ class Store:
         self._database.close()
         self._folder_lock.release()
 
+    @property
+    def database(self) -> Database:
+        """Return the file's connections, for indexes that keep tables of their own in it."""
+        return self._database
+
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """Yield one consistent view, on a connection of its own; any number may be open at once."""
@@ -90,6 +96,11 @@ class Store:
         with self._database.read() as db:
             return registry.target_of(db)
 
+    def epoch(self) -> int:
+        """Return how many times the version that answers was switched."""
+        with self._database.read() as db:
+            return registry.epoch_of(db)
+
     def version(self, name: str | None = None) -> StoredVersion:
         """Return a version by id or alias, the active one for None; raises UnknownVersion."""
         with self._database.read() as db:
@@ -109,6 +120,15 @@ class Store:
         """Move a version to a state; see `registry.set_state` for what is refused."""
         with self._database.write() as db:
             return registry.set_state(db, name, state)
+
+    @contextlib.contextmanager
+    def switching(self, name: str) -> Iterator[StoredVersion]:
+        """Yield a version made active in a transaction that ends with the block; writes wait meanwhile.
+
+        An error inside the block leaves everything as it was. See `registry.set_state` for what is refused.
+        """
+        with self._database.write() as db:
+            yield registry.set_state(db, name, VersionState.ACTIVE)
 
     def drop_version(self, name: str) -> None:
         """Remove a version that does not answer, with its tables."""
@@ -221,6 +241,11 @@ class Store:
         with self._database.write() as db:
             return documents.claim(db)
 
+    def requeue_unfinished(self) -> None:
+        """Put documents that another copy of the shard was working on back into the queue."""
+        with self._database.write() as db:
+            documents.requeue_unfinished(db)
+
     def advance(self, work: Work, state: DocumentState, error: str | None = None) -> bool:
         """Set the state of a document under way; False when it was deleted or replaced meanwhile."""
         with self._database.write() as db:
@@ -231,14 +256,31 @@ class Store:
         with self._database.read() as db:
             return documents.is_current(db, work)
 
-    def finish(self, work: Work, media_type: str, document: DocumentText, embedded: Embedded) -> bool:
-        """Have these bytes answer in the active version; False when they are no longer wanted.
+    def finish(
+        self,
+        work: Work,
+        media_type: str,
+        document: DocumentText,
+        embedded: Embedded,
+        version: StoredVersion | None = None,
+    ) -> bool:
+        """Have these bytes answer in the active version.
+
+        Args:
+            work: The document.
+            media_type: Its MIME type as read.
+            document: Its text.
+            embedded: Its chunks in `version`.
+            version: The version they were made for; None for the active one.
+
+        Returns:
+            False when these bytes are no longer wanted, or `version` no longer is the active one.
 
         Raises:
             ValueError: The vectors are not the active version's embedder's, or not finite.
             StorageFull: The disk has no room; what answered before still does.
         """
-        version = self.version()
+        version = version or self.version()
         rows = rows_of(version.spec, embedded)
         with self._database.write() as db:
             return documents.finish(db, version, work, media_type, document, rows)
@@ -296,10 +338,23 @@ class Store:
         with self._database.read() as db:
             return oplog.read_documents(db, document_ids)
 
-    def adopt(self, whole: Sequence[oplog.WholeDocument]) -> int:
-        """Take in documents of another shard that has the same versions; return the log position."""
+    def adopt(self, whole: Sequence[oplog.WholeDocument], gone: Sequence[str] = ()) -> int:
+        """Take in documents of another shard, in the versions both have; return the log position.
+
+        Args:
+            whole: What to put in place of documents of the same ids.
+            gone: Ids of documents that shard no longer has.
+        """
         with self._database.write() as db:
             documents.learn_fields(db, [one.metadata for one in whole])
-            oplog.write_documents(db, [one.document_id for one in whole], whole)
+            oplog.write_documents(db, [*(one.document_id for one in whole), *gone], whole)
+            oplog.log(db, "delete", [(document_id, "") for document_id in gone], oplog.ALL_VERSIONS)
             names = [(one.document_id, one.content_hash) for one in whole]
             return oplog.log(db, "put", names, oplog.ALL_VERSIONS)
+
+
+def seq_of(path: Path) -> int:
+    """Return the last log position of a copy that nobody writes to."""
+    uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+        return oplog.last_seq(db)

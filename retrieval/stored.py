@@ -111,6 +111,26 @@ class RowBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class TextRow:
+    """One row with its text, as it is exported. Legend: D dimensions."""
+
+    row_id: int
+    """The row."""
+    name: str
+    """Its document's name."""
+    metadata: dict[str, MetadataValue]
+    """Its document's own fields."""
+    ordinal: int
+    """Its position in the document."""
+    num_chunks: int
+    """Rows of the document."""
+    text: str
+    """The characters."""
+    vector_D: np.ndarray
+    """float32[D] of unit length, decoded."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeltaStats:
     """What BM25 needs to know of rows after a row id."""
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from retrieval.config import RetrievalConfig
 from retrieval.errors import IngestTimeout, InvalidDocument, UnknownDocument
+from retrieval.ranking.token_codes import encode
 from retrieval.requests import check_document, check_searches
 from retrieval.types import (
     DEFAULT_LIBRARY,
@@ -19,12 +20,14 @@ from retrieval.types import (
     DocumentState,
     DocumentText,
     EmbedderInfo,
+    EncodedTokens,
     Hit,
     Library,
     Passage,
     SearchRequest,
     SearchResult,
 )
+from retrieval.versions import TokenCodec
 
 _WORD = re.compile(r"\w+")
 
@@ -45,6 +48,18 @@ class HashEmbedder:
     async def embed_passages(self, texts: Sequence[str]) -> np.ndarray:
         self.passage_calls += 1
         return self._embed(texts)
+
+    async def embed_passages_with_tokens(
+        self, texts: Sequence[str], codec: TokenCodec
+    ) -> tuple[np.ndarray, EncodedTokens]:
+        vectors_ND = await self.embed_passages(texts)
+        return vectors_ND, EncodedTokens(tuple(encode(self._tokens(text), codec) for text in texts), codec)
+
+    async def embed_queries_with_tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+        return await self.embed_queries(texts), [self._tokens(text) for text in texts]
+
+    def _tokens(self, text: str) -> np.ndarray:
+        return self._embed(_WORD.findall(text.lower()) or [text])
 
     async def info(self) -> EmbedderInfo:
         return EmbedderInfo("hash", f"hash{self.dim:012d}", self.dim, self.max_tokens)

@@ -17,7 +17,6 @@ from fakes_retrieval import HashEmbedder
 from retrieval import ingest
 from retrieval.config import RetrievalConfig
 from retrieval.errors import IndexUnavailable, IngestTimeout, UnknownDocument, UnreadableDocument
-from retrieval.model_files import model_folder, tokenizer_file
 from retrieval.reading import ReadingProcess
 from retrieval.service import LocalRetrieval
 from retrieval.types import Document, DocumentState, SearchRequest
@@ -174,7 +173,7 @@ async def test_reader_that_hangs_is_killed_in_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_bytes", [60_000_000, 120_000_000])
 def test_reader_out_of_memory_names_the_limit_and_is_replaced(num_bytes: int) -> None:
     config = RetrievalConfig(read_memory_bytes=128 * 1024 * 1024)
-    reading = ReadingProcess(config, tokenizer_file(model_folder(config.embedder)))
+    reading = ReadingProcess(config)
     with pytest.raises(UnreadableDocument, match="needs more than read_memory_bytes=134,217,728"):
         reading.read("wide.txt", b"x" * num_bytes)
     assert reading.read("a.txt", b"apple")[1].text == "apple"

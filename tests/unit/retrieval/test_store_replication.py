@@ -1,4 +1,4 @@
-"""Replicas and moved documents: batches are idempotent, lead to the same documents, and keep log positions."""
+"""Replicas and moved documents: batches are idempotent and lead to the same documents and log position."""
 
 from __future__ import annotations
 
