@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from retrieval.graph.schema import drop_graph
 from retrieval.lexical import terms_of
 from retrieval.types import Chunk
 from retrieval.vectors import codecs
@@ -121,7 +122,8 @@ def create_tables(db: sqlite3.Connection, number: int) -> None:
 
 
 def drop_tables(db: sqlite3.Connection, number: int) -> None:
-    """Drop the tables of a version."""
+    """Drop the tables of a version, its graph's too."""
+    drop_graph(db, number)
     for name in ("fts_terms", "fts", "tokens", "held", "chunks"):
         db.execute(f"DROP TABLE IF EXISTS {name}_{number}")
 
