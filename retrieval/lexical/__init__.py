@@ -6,7 +6,6 @@ from retrieval.lexical.bm25 import Bm25, added_stats
 from retrieval.lexical.builder import LexicalBuilder
 from retrieval.lexical.delta_cache import DeltaPostings
 from retrieval.lexical.lexical_base import LexicalBase
-from retrieval.lexical.match_expression import match_expression
 from retrieval.lexical.segments import LexicalSegments, TieKey
 from retrieval.lexical.tokens import MAX_TERM_CHARS, STOP_WORDS, query_terms, terms_of
 
@@ -20,7 +19,6 @@ __all__ = [
     "LexicalSegments",
     "TieKey",
     "added_stats",
-    "match_expression",
     "query_terms",
     "terms_of",
 ]
