@@ -13,7 +13,9 @@ RetrievalError
 |-- UnreadableDocument         the bytes hold no text we can extract; becomes the document's `error`
 `-- RetrievalUnavailable       ours
     |-- IndexUnavailable       no shard could answer
-    |   `-- ShardRestarting    a copy of a shard is coming back
+    |   |-- ShardRestarting    a copy of a shard is coming back
+    |   `-- ShardMoved         the documents live on other shards now
+    |-- WrongEmbedder          the embedder here is not the one that made the index version
     |-- Overloaded             the queue of searches is full; try again later
     |-- IngestTimeout          documents still under way when the caller's patience ended
     `-- StorageFull            the disk has no room; nothing was stored
@@ -76,6 +78,14 @@ class IndexUnavailable(RetrievalUnavailable):
 
 class ShardRestarting(IndexUnavailable):
     """A copy of a shard is coming back; asking again after a moment may succeed."""
+
+
+class ShardMoved(IndexUnavailable):
+    """The documents of a shard live on others now; a router looks up where and asks there."""
+
+
+class WrongEmbedder(RetrievalUnavailable):
+    """The embedder here is not the one that made the index version; their vectors cannot be compared."""
 
 
 class Overloaded(RetrievalUnavailable):

@@ -67,16 +67,20 @@ class LocalRetrieval(LocalAdmin):
                 so where several shards switch together.
         """
         self._shard = shard
-        self._store = shard.store
-        self._embedders = embedders
+        self._store = self.store = shard.store
+        """The shard's truth."""
+        self._embedders = self.embedders = embedders
+        """The embedders that are here."""
         self._reading = reading
         self._auto_switch = auto_switch
-        self._gate = WriteGate()
+        self._gate = self.gate = WriteGate()
+        """Holds records back while the version switches or documents move."""
         self._switching = False
         self._active: IndexView | None = None
-        self._reader = LocalShard(shard)
+        self._reader = self.reader = LocalShard(shard)
+        """The shard as a search over several sees it."""
         self._searcher = Searcher(self._view_of, shard.config)
-        self._ingestor = Ingestor(shard.store, embedders.of, reading, self._version_complete)
+        self._ingestor = self.ingestor = Ingestor(shard.store, embedders.of, reading, self._version_complete)
         self._timings: dict[str, float] = {}
 
     @classmethod
@@ -100,7 +104,7 @@ class LocalRetrieval(LocalAdmin):
             load_embedder: Loads others, for versions made with them; None when there are none.
             name: The shard's name.
             auto_switch: See `__init__`.
-            following: Whether another copy of the shard is the one that changes: then versions come from there,
+            following: Whether another copy of the shard changes and this one follows: versions come from there,
                 and nothing is ingested until `lead`.
 
         Raises:

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from retrieval.errors import Overloaded, RetrievalRequestError
@@ -31,9 +31,7 @@ class _Waiting(Generic[Item, Answer]):
     """What is asked; never split over calls."""
     give_up_at: float
     """Monotonic time from which an answer is of no use."""
-    answers: asyncio.Future[list[Answer]] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
+    answers: asyncio.Future[list[Answer]]
     """Where the caller waits."""
 
 
@@ -53,7 +51,7 @@ class MicroBatcher(Generic[Item, Answer]):
 
         Args:
             run: Answers items in order.
-            max_batch: Items a call carries when several callers share it; a larger list of one caller goes alone.
+            max_batch: Items a call carries when several callers share it; a larger list goes alone.
             max_queued: Items that may wait; more are refused.
             max_in_flight: Calls under way at once: one being computed, one on its way.
             window_s: Shortest and longest time a busy batcher gathers.
@@ -93,11 +91,12 @@ class MicroBatcher(Generic[Item, Answer]):
                 self._retry_s(),
             )
         give_up_at = float("inf") if deadline_s is None else time.monotonic() + deadline_s
-        waiting: _Waiting[Item, Answer] = _Waiting(list(items), give_up_at)
+        answers: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(list(items), give_up_at, answers)
         self._queue.append(waiting)
         self._num_queued += len(waiting.items)
         self._schedule()
-        return await waiting.answers
+        return await answers
 
     async def aclose(self) -> None:
         """End the calls under way and refuse those that wait."""

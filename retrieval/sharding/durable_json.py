@@ -30,7 +30,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     except OSError as error:
         kind = StorageFull if error.errno == errno.ENOSPC else IndexUnavailable
         raise kind(
-            f"'{path}' cannot be written ({error.strerror}); nothing was changed: check the disk and its rights"
+            f"'{path}' cannot be written ({error.strerror}); nothing was changed: check its disk and rights"
         ) from error
 
 

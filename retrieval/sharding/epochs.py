@@ -96,6 +96,6 @@ class EpochLedger:
             return tuple(Epoch(**item) for item in values["epochs"])
         except (KeyError, TypeError, ValueError) as error:
             raise IndexUnavailable(
-                f"'{self._path}' is not a record of switches this program can read ({error}); restore it from a "
-                "snapshot, or use the program that made it"
+                f"'{self._path}' is no record of switches this program can read ({error}); restore it from "
+                "a snapshot, or use the program that made it"
             ) from error

@@ -98,8 +98,8 @@ def read_placement(root: Path) -> Placement | None:
         return Placement(**{**values, "primaries": tuple(values["primaries"])})
     except (KeyError, TypeError, ValueError) as error:
         raise IndexUnavailable(
-            f"'{root / FILE_NAME}' is not a map of shards this program can read ({error}); use the program that "
-            "made it, or another data folder"
+            f"'{root / FILE_NAME}' is no map of shards this program can read ({error}); use the program "
+            "that made it, or another data folder"
         ) from error
 
 

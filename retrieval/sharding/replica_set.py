@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from retrieval.config import RetrievalConfig
-from retrieval.errors import IndexUnavailable, ShardRestarting
+from retrieval.errors import IndexUnavailable, ShardRestarting, UnknownDocument
 from retrieval.reader import Candidates, TermStats
 from retrieval.sharding.latency import Latency
 from retrieval.sharding.shard_copy import Answered, Call, ShardCopy
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _RETRY_S = 0.1
+_MARGIN_S = 0.25
 _REST_S = 1.0
 """How long a copy that failed is asked last."""
 
@@ -110,9 +111,11 @@ class ReplicaSet:
         """Return compressed token vectors by chunk id, of the chunks this shard holds."""
         return await self._read_all("token_codes", version, chunk_ids)
 
-    async def passages(self, version: str, chunk_ids: Sequence[str], tenant: str) -> dict[str, Passage]:
-        """Return passages by chunk id, of the tenant's chunks this shard holds."""
-        return await self._read_all("passages", version, chunk_ids, tenant)
+    async def passages(
+        self, version: str | None, chunk_ids: Sequence[str], tenant: str, before: int = 0, after: int = 0
+    ) -> dict[str, Passage]:
+        """Return passages by chunk id, of the tenant's chunks here; see `ShardReader.passages`."""
+        return await self._read_all("passages", version, chunk_ids, tenant, before, after)
 
     async def neighbours(
         self, version: str, chunk_id: str, before: int, after: int, tenant: str
@@ -124,22 +127,40 @@ class ReplicaSet:
         self, requests: Sequence[SearchRequest], deadline_s: float | None = None
     ) -> list[SearchResult]:
         """Return whole results, made inside one copy; right where this shard is the whole index."""
-        return await self._read(Call("search", (list(requests),), min_seq=self._wanted(requests)), deadline_s)
+        # The copy keeps the deadline itself; the call may take a little longer.
+        patience_s = None if deadline_s is None else deadline_s + _MARGIN_S
+        call = Call("search", (list(requests),), min_seq=self._wanted(requests))
+        return await self._read(call, patience_s)
 
-    async def write(self, method: str, *args: Any, timeout_s: float | None = None, **kwargs: Any) -> Any:
+    async def read(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Return what a method of some copy returns that is not behind the last write."""
+        return await self._read(Call(method, args, kwargs))
+
+    async def delete(self, document_id: str, tenant: str) -> None:
+        """Remove a document; an attempt that died with the primary may have removed it already."""
+        call = Call("delete", (document_id,), {"tenant": tenant})
+        try:
+            answered = await self._copies[self._primary].answer(call, self._config.call_timeout_s)
+            self._floor = max(self._floor, answered.seq)
+        except ShardRestarting:
+            with suppress(UnknownDocument):
+                await self.write("delete", document_id, tenant=tenant)
+            await self.write("seq")  # Reads must not go back behind the attempt that died.
+
+    async def write(self, method: str, *args: Any, patience_s: float | None = None, **kwargs: Any) -> Any:
         """Return what a method of the primary returns; waits out its restart.
 
         Args:
             method: Name of a method of `ShardNode`; running it twice must give the same result.
             *args: Its arguments.
-            timeout_s: Longest wait; None for `call_timeout_s`.
+            patience_s: Longest wait; None for `call_timeout_s`.
             **kwargs: Its keyword arguments.
 
         Raises:
             IndexUnavailable: The primary is gone or did not answer in time.
             RetrievalError: Whatever the method raises.
         """
-        answered = await self.call_slot(self._primary, Call(method, args, kwargs), timeout_s)
+        answered = await self.call_slot(self._primary, Call(method, args, kwargs), patience_s)
         self._floor = max(self._floor, answered.seq)
         return answered.value
 
@@ -163,7 +184,7 @@ class ReplicaSet:
         return max((request.min_seq.get(self._name, 0) for request in requests if request.min_seq), default=0)
 
     async def _read_all(
-        self, method: str, version: str, chunk_ids: Sequence[str], *rest: Any
+        self, method: str, version: str | None, chunk_ids: Sequence[str], *rest: Any
     ) -> dict[str, Any]:
         """Return what is held of the chunks; what a copy behind the others lacks is asked of the primary."""
         call = Call(method, (version, list(chunk_ids), *rest), min_seq=self._floor)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from retrieval.oplog import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +50,13 @@ class ShardCopy(Protocol):
             RetrievalError: Whatever the method raises.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a primary answers to a replica's pull."""
+
+    batch: Batch
+    """The next stretch of its log; empty when there is nothing new, or the replica has diverged."""
+    diverged: bool = False
+    """Whether the replica's log is not a beginning of this one."""

@@ -1,0 +1,260 @@
+"""One index of several shards as a `Retriever`, a `DocumentStore` and an `IndexAdmin`.
+
+The same router works over shards in this process and over actors: it knows only their copies, and a host that
+opens and closes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from retrieval.config import RetrievalConfig
+from retrieval.embedders import Embedders
+from retrieval.errors import IndexUnavailable, InvalidSearch, InvalidVersion, RetrievalError
+from retrieval.sharding.index_views import IndexViews
+from retrieval.sharding.placement import Placement, write_placement
+from retrieval.sharding.replica_set import ReplicaSet
+from retrieval.sharding.reshard import Reshard
+from retrieval.sharding.routed_admin import RoutedAdmin
+from retrieval.sharding.routed_documents import RoutedDocuments
+from retrieval.sharding.routed_search import RoutedSearch
+from retrieval.sharding.shard_copy import Call, ShardCopy
+from retrieval.sharding.topology import CurrentTopology, Topology, all_of, gathered
+from retrieval.sharding.version_switch import settle
+from retrieval.types import DEFAULT_TENANT, Passage
+from retrieval.versions import VersionState
+
+_log = logging.getLogger(__name__)
+
+_DRAIN_S = 30.0
+_PROMOTE_S = 30.0
+_FOLLOW_S = 1.0
+
+
+class Hosts(Protocol):
+    """Opens and closes the copies of an index's shards."""
+
+    async def open(self, placement: Placement, *, answering: bool) -> list[list[ShardCopy]]:
+        """Return every copy of every shard, by shard and slot.
+
+        Args:
+            placement: The map whose shards are wanted.
+            answering: False for shards that are still being filled: they hold no version of their own yet and
+                do not ingest.
+        """
+        ...
+
+    async def close(self, placement: Placement, *, remove: bool) -> None:
+        """Close the copies of a map that is not used any more, and remove their files if asked to."""
+        ...
+
+
+class Router(RoutedDocuments, RoutedSearch, RoutedAdmin):
+    """All shards of one index; belongs to one event loop."""
+
+    def __init__(
+        self,
+        root: Path,
+        config: RetrievalConfig,
+        hosts: Hosts,
+        topology: Topology,
+        embedders: Embedders,
+    ) -> None:
+        """Join shards.
+
+        Args:
+            root: Folder of the map of shards.
+            config: Limits, patience and batching.
+            hosts: Opens more shards for a reshard.
+            topology: The shards that answer.
+            embedders: Those of this process, for queries over several shards.
+        """
+        self._root = root
+        self._hosts = hosts
+        self._changing = asyncio.Lock()
+        self._following: asyncio.Task[None] | None = None
+        current = CurrentTopology(topology)
+        self._start_searching(current, config, IndexViews(current, embedders))
+
+    @property
+    def placement(self) -> Placement:
+        """Return the map of documents to shards."""
+        return self._topology.now.placement
+
+    @property
+    def shards(self) -> tuple[ReplicaSet, ...]:
+        """Return the shards that answer."""
+        return self._topology.now.shards
+
+    async def ready(self) -> dict[str, float]:
+        """Bring every shard to the version that answers and return seconds by stage of their start.
+
+        A shard that does not answer is left out of searches, and named by them.
+        """
+        now = self._topology.now
+        timings = await asyncio.gather(
+            *(shard.write("ready") for shard in now.shards), return_exceptions=True
+        )
+        found: dict[str, float] = {}
+        for shard, timing in zip(now.shards, timings, strict=True):
+            if isinstance(timing, dict):
+                for stage, seconds in timing.items():
+                    found[stage] = max(found.get(stage, 0.0), seconds)
+            elif len(now.shards) == 1 or not isinstance(timing, IndexUnavailable):
+                raise timing
+            else:
+                _log.warning("%s is not there: %s", shard.name, timing)
+        if len(now.shards) > 1:
+            await settle(now.shards)
+            await self._views.refresh()
+            self._following = self._following or asyncio.create_task(self._follow_configuration())
+        return found
+
+    async def passages(
+        self, chunk_ids: Sequence[str], *, tenant: str = DEFAULT_TENANT
+    ) -> list[Passage | None]:
+        """Return the passages of chunks, in order; None where deleted or not the tenant's."""
+        now = self._topology.now
+        if len(now.shards) > 1:
+            await self._views.ensure()
+        version = None if len(now.shards) == 1 else self._views.view_of(None).version
+        groups = now.by_shard(chunk_id.partition(":")[0] for chunk_id in chunk_ids)
+        found: dict[str, Passage] = {}
+        for part in await gathered(
+            now.shards[shard].passages(version, [chunk_ids[i] for i in positions], tenant)
+            for shard, positions in groups.items()
+        ):
+            found |= part
+        return [found.get(chunk_id) for chunk_id in chunk_ids]
+
+    async def reshard(self, num_shards: int) -> Placement:
+        """Spread the documents over another number of shards while they answer, and return the new map.
+
+        Raises:
+            InvalidVersion: `num_shards` is out of its bounds, or another change is under way.
+            IndexUnavailable: A shard does not answer; the shards before go on as they were.
+            StorageFull: The disk has no room for the copy; the shards before go on as they were.
+        """
+        if num_shards < 1:
+            raise InvalidSearch(f"num_shards must be at least 1; got {num_shards}")
+        if self._changing.locked():
+            raise InvalidVersion("a reshard or a promotion is under way; wait until it has ended")
+        async with self._changing:
+            if any(info.state is VersionState.BUILDING for info in await self.versions()):
+                raise InvalidVersion("an index version is being built; reshard when it is ready, or drop it")
+            before = self._topology.now
+            placement = Placement(num_shards, before.placement.generation + 1)
+            copies = await self._hosts.open(placement, answering=False)
+            try:
+                after = topology_of(placement, copies, self._config)
+                await self._prepare(before, after)
+                await Reshard(before, after).run(lambda: self._hand_over(after))
+            except BaseException:
+                await self._hosts.close(placement, remove=True)
+                raise
+            for shard in after.shards:
+                for slot in shard.slots:
+                    await shard.call_slot(slot, Call("set_primary", (shard.primary,)))
+            await self._drain(before)
+            await self._hosts.close(before.placement, remove=True)
+            return placement
+
+    async def promote(self, shard: int, slot: int | None = None) -> Placement:
+        """Let another copy of a shard take its writes, for a primary that is gone for good.
+
+        Args:
+            shard: Number of the shard.
+            slot: The copy; None for the one that is furthest.
+
+        Raises:
+            IndexUnavailable: No other copy answers, or the copy lacks writes that were acknowledged.
+        """
+        async with self._changing:
+            now = self._topology.now
+            copies = now.shards[shard]
+            others = [other for other in copies.slots if other != copies.primary and slot in (None, other)]
+            answers = await asyncio.gather(
+                *(copies.call_slot(other, Call("seq"), _PROMOTE_S) for other in others),
+                return_exceptions=True,
+            )
+            seqs = {
+                other: answer.value
+                for other, answer in zip(others, answers, strict=True)
+                if not isinstance(answer, BaseException)
+            }
+            if not seqs:
+                raise IndexUnavailable(f"{copies.name} has no other copy that answers; nothing was changed")
+            best = max(seqs, key=lambda other: seqs[other])
+            if seqs[best] < copies.floor:
+                raise IndexUnavailable(
+                    f"copy {best} of {copies.name} is at log position {seqs[best]:,}, {copies.floor:,} was "
+                    "acknowledged; bring the primary back, or restore a snapshot"
+                )
+            placement = now.placement.promoted(shard, best)
+            await asyncio.to_thread(write_placement, self._root, placement)
+            copies.promote(best)
+            self._topology.replace(Topology(placement, now.shards))
+            for other in sorted(copies.slots, key=lambda number: number != best):
+                try:
+                    await copies.call_slot(other, Call("set_primary", (best,)), _PROMOTE_S)
+                except IndexUnavailable as error:
+                    _log.warning("copy %d of %s is told later: %s", other, copies.name, error)
+                    if other == best:
+                        raise
+            return placement
+
+    async def aclose(self) -> None:
+        """End the searches under way and close every shard."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait({self._following})
+        await self._stop_searching()
+        await self._hosts.close(self._topology.now.placement, remove=False)
+
+    async def _follow_configuration(self) -> None:
+        """Switch to the version that a changed configuration asks for, once every shard holds it whole."""
+        while True:
+            try:
+                targets = await all_of(self.shards, "target")
+                if not any(targets):
+                    return
+                if targets[0] is not None and (await self._version(targets[0])).state is VersionState.READY:
+                    await self.switch(targets[0])
+            except RetrievalError as error:
+                _log.warning("the configured index version is not switched to yet: %s", error)
+            await asyncio.sleep(_FOLLOW_S)
+
+    async def _prepare(self, before: Topology, after: Topology) -> None:
+        """Give empty shards the index versions and the epoch of those that answer."""
+        versions = await before.shards[0].write("version_rows")
+        epoch = await before.shards[0].write("epoch")
+        for shard in after.shards:
+            await shard.write("found", versions, epoch)
+
+    async def _hand_over(self, after: Topology) -> None:
+        await asyncio.to_thread(write_placement, self._root, after.placement)
+        self._topology.replace(after)
+
+    async def _drain(self, before: Topology) -> None:
+        """Wait for the searches that began before the hand-over."""
+        try:
+            await asyncio.wait_for(self._searched(before), _DRAIN_S)
+        except TimeoutError:
+            _log.warning("searches begun before the reshard are ended after %g s", _DRAIN_S)
+
+
+def topology_of(
+    placement: Placement, copies: Sequence[Sequence[ShardCopy]], config: RetrievalConfig
+) -> Topology:
+    """Return the shards of a map made of their copies."""
+    return Topology(
+        placement,
+        tuple(
+            ReplicaSet(placement.name(shard), slots, config, placement.primary(shard))
+            for shard, slots in enumerate(copies)
+        ),
+    )

@@ -1,0 +1,232 @@
+"""A shard's side of a switch of versions: the record of switches, and the transaction kept open meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from pathlib import Path
+
+from retrieval.errors import IndexUnavailable, InvalidVersion, RetrievalError
+from retrieval.service import LocalRetrieval
+from retrieval.sharding.epochs import Epoch, EpochLedger
+from retrieval.versions import VersionState
+
+_log = logging.getLogger(__name__)
+
+_ENTER_RETRY_S = 0.5
+
+
+class SwitchSide:
+    """Prepares, commits and remembers switches for one copy of a shard; belongs to one event loop."""
+
+    def __init__(self, folder: Path, local: LocalRetrieval, *, standalone: bool) -> None:
+        """Read the record of switches; `reconcile` makes it and the store agree.
+
+        Args:
+            folder: Holds the record.
+            local: The copy.
+            standalone: Whether this shard is the whole index: it switches by itself, and the record follows.
+        """
+        self._ledger = EpochLedger(folder)
+        self._local = local
+        self._store = local.store
+        self._standalone = standalone
+        self._prepared: _Prepared | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def reconcile(self) -> None:
+        """Begin the record with the active version, or finish what a crash interrupted."""
+        current = self._ledger.current
+        active = await asyncio.to_thread(self._store.version)
+        if current is None:
+            await self.commit_epoch(Epoch(1, active.version_id, "first", time.time()))
+        elif active.version_id == current.version:
+            return
+        elif self._standalone:
+            await self.commit_epoch(Epoch(current.epoch + 1, active.version_id, "switch", time.time()))
+        else:
+            await self._activate(current)
+
+    async def aclose(self) -> None:
+        """Undo what is prepared."""
+        if self._prepared is not None:
+            await self._prepared.end(commit=False)
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def epoch(self) -> Epoch:
+        """Return the switch whose version answers."""
+        if self._standalone:
+            await self.reconcile()
+        current = self._ledger.current
+        if current is None:
+            raise IndexUnavailable(
+                "this copy of the shard has not been told which version answers; ask another"
+            )
+        return current
+
+    async def epochs(self) -> tuple[Epoch, ...]:
+        """Return every switch, oldest first."""
+        await self.epoch()
+        return self._ledger.history
+
+    async def target(self) -> str | None:
+        """Return the version the configuration asks for, while it is being built."""
+        return await asyncio.to_thread(self._store.target_version)
+
+    async def prepare_switch(self, epoch: Epoch, lease_s: float) -> None:
+        """Make the version active in a transaction that stays open; every write waits for its end.
+
+        Raises:
+            InvalidVersion: The version lacks documents, or another switch is under way or came first.
+            UnknownVersion: It is not here.
+        """
+        if self._prepared is not None and not self._prepared.ended.is_set():
+            if self._prepared.epoch == epoch:
+                return  # A call that was repeated.
+            raise InvalidVersion(
+                f"a switch to '{self._prepared.epoch.version}' is under way; wait until it has ended"
+            )
+        current = await self.epoch()
+        if epoch.epoch <= current.epoch:
+            raise InvalidVersion(
+                f"version '{current.version}' answers since epoch {current.epoch}; another switch came "
+                "first: look at the versions and try again"
+            )
+        prepared = _Prepared(self._local, epoch, lease_s)
+        await prepared.begin()
+        self._prepared = prepared
+
+    async def end_switch(self, epoch: int, commit: bool) -> None:
+        """Commit or undo what was prepared for an epoch; nothing happens when nothing is."""
+        prepared = self._prepared
+        if prepared is not None and prepared.epoch.epoch == epoch:
+            self._prepared = None
+            await prepared.end(commit=commit)
+
+    async def commit_epoch(self, epoch: Epoch) -> None:
+        """Make the switch durable; see `EpochLedger.commit`."""
+        await asyncio.to_thread(self._ledger.commit, epoch)
+
+    async def enter_epoch(self, epoch: Epoch, is_primary: bool) -> None:
+        """Answer from a version whose switch was committed; telling it twice changes nothing.
+
+        Args:
+            epoch: The switch.
+            is_primary: Whether this copy's store is its own to change, and does not follow another's.
+        """
+        current = self._ledger.current
+        if current is not None and epoch.epoch < current.epoch:
+            return
+        await self.commit_epoch(epoch)
+        await self.end_switch(epoch.epoch, commit=True)
+        if is_primary:
+            await self._activate(epoch)
+
+    async def revive(self, version: str) -> None:
+        """Have a retired version follow the documents again."""
+        stored = await asyncio.to_thread(self._store.version, version)
+        await self._local.embedders.try_load(stored.spec)
+        if stored.state is VersionState.RETIRED:
+            await asyncio.to_thread(self._store.set_state, version, VersionState.BUILDING)
+        self._local.ingestor.notify(versions=True)
+
+    async def _activate(self, epoch: Epoch) -> None:
+        """Have the store's active version be the epoch's; should it lack documents, once it does not."""
+        try:
+            await asyncio.to_thread(self._store.set_state, epoch.version, VersionState.ACTIVE)
+        except InvalidVersion:
+            await self.revive(epoch.version)
+            task = asyncio.create_task(self._keep_entering(epoch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self._local.forget_active()
+
+    async def _keep_entering(self, epoch: Epoch) -> None:
+        while self._ledger.current == epoch:
+            await asyncio.sleep(_ENTER_RETRY_S)
+            try:
+                await asyncio.to_thread(self._store.set_state, epoch.version, VersionState.ACTIVE)
+            except InvalidVersion:
+                self._local.ingestor.notify(versions=True)
+            except RetrievalError as error:
+                _log.warning("version '%s' is not active yet: %s", epoch.version, error)
+            else:
+                self._local.forget_active()
+                return
+
+
+class _NotCommitted(Exception):
+    """The switch was undone, or its lease ended."""
+
+
+class _Prepared:
+    """An open transaction in which a version is active; it ends when told to, or with its lease."""
+
+    def __init__(self, local: LocalRetrieval, epoch: Epoch, lease_s: float) -> None:
+        self.epoch = epoch
+        self.ended = asyncio.Event()
+        self._local = local
+        self._lease_s = lease_s
+        self._loop = asyncio.get_running_loop()
+        self._held = contextlib.AsyncExitStack()
+        self._begun: asyncio.Future[None] = self._loop.create_future()
+        self._told = threading.Event()
+        self._commit = False
+        self._error: BaseException | None = None
+        self._waiting: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Hold the ingestion and the records back, let the version take in what came last, and open it."""
+        stored = await asyncio.to_thread(self._local.store.version, self.epoch.version)
+        await self._local.embedders.try_load(stored.spec)
+        async with contextlib.AsyncExitStack() as held:
+            await held.enter_async_context(self._local.ingestor.caught_up())
+            await self._local.gate.shut(self._lease_s)
+            held.callback(self._local.gate.open)
+            await self._local.ingestor.catch_up()
+            threading.Thread(target=self._run, name="prepared-switch", daemon=True).start()
+            await self._begun
+            self._held = held.pop_all()
+        self._waiting = asyncio.create_task(self._release())
+
+    async def end(self, *, commit: bool) -> None:
+        """Commit or undo, and wait for it; nothing happens once the lease has ended."""
+        self._commit = commit
+        self._told.set()
+        if self._waiting is not None:
+            await asyncio.shield(self._waiting)
+        if commit and self._error is not None:
+            raise self._error
+
+    async def _release(self) -> None:
+        await self.ended.wait()
+        self._local.forget_active()
+        await self._held.aclose()
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            with self._local.store.switching(self.epoch.version):
+                self._loop.call_soon_threadsafe(self._begin_done, None)
+                if not (self._told.wait(self._lease_s) and self._commit):
+                    raise _NotCommitted
+        except _NotCommitted:
+            error = None
+        except BaseException as raised:  # Handed to the task that waits in `begin` or `end`.
+            error = raised
+        self._error = error
+        self._loop.call_soon_threadsafe(self._begin_done, error)
+        self._loop.call_soon_threadsafe(self.ended.set)
+
+    def _begin_done(self, error: BaseException | None) -> None:
+        if self._begun.done():
+            return
+        if error is None:
+            self._begun.set_result(None)
+        else:
+            self._begun.set_exception(error)
