@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retrieval.vectors.exact import ExactBase
+    from retrieval.vectors.kinds import build_base, chosen_kind, open_base
+    from retrieval.vectors.recall import RecallEstimate, RecallEstimator, estimate_recall
     from retrieval.vectors.segments import VectorSegments
     from retrieval.vectors.settings import VectorSettings
     from retrieval.vectors.types import (
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "exact": ("ExactBase",),
+    "kinds": ("build_base", "chosen_kind", "open_base"),
+    "recall": ("RecallEstimate", "RecallEstimator", "estimate_recall"),
     "segments": ("VectorSegments",),
     "settings": ("VectorSettings",),
     "types": ("CorruptBase", "IndexTooLarge", "NoSuchDevice", "SearchEffort", "Selected", "VectorBase"),
@@ -34,11 +38,17 @@ __all__ = [
     "ExactBase",
     "IndexTooLarge",
     "NoSuchDevice",
+    "RecallEstimate",
+    "RecallEstimator",
     "SearchEffort",
     "Selected",
     "VectorBase",
     "VectorSegments",
     "VectorSettings",
+    "build_base",
+    "chosen_kind",
+    "estimate_recall",
+    "open_base",
 ]
 
 

@@ -107,6 +107,12 @@ def rescore(
     return scores_QK, found_QK
 
 
+def scan_us(dim: int, num_kept: int, num_queries: int, *, is_all: bool) -> float:
+    """Return about how long an exact scan takes one core per query, in microseconds; see the table above."""
+    all_us, some_us = (0.014, 0.018) if num_queries > _SMALL_BATCH else (0.046, 0.1)
+    return num_kept * (all_us if is_all else some_us) * dim / 384
+
+
 def padded(num_queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a result without hits: float32[Q, k] of -inf and int64[Q, k] of -1."""
     return (
@@ -180,9 +186,14 @@ class ExactBase:
         """Return 0: the matrix is the caller's."""
         return 0
 
-    def scan_equivalent(self, effort: SearchEffort) -> int:
-        """Return all rows."""
-        return len(self.matrix_ND)
+    @property
+    def max_probes(self) -> int:
+        """Return 1: a scan has no effort."""
+        return 1
+
+    def search_us(self, effort: SearchEffort) -> float:
+        """Return the time of a scan of all rows."""
+        return scan_us(self.matrix_ND.shape[1], len(self.matrix_ND), 1, is_all=True)
 
     def search(
         self, queries_QD: np.ndarray, k: int, keep: np.ndarray | None, effort: SearchEffort | None = None

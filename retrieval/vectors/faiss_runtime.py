@@ -11,9 +11,13 @@ Source: faiss/utils/distances.cpp (`knn_inner_product_select`), OpenMP 5.0 secti
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import faiss
 import numpy as np
+
+api: Any = faiss
+"""FAISS as its Python layer takes arguments; its type stubs describe the C++ signatures."""
 
 BLAS_THRESHOLD = 2000
 """Queries x dimensions from which exact search is a matrix product."""
@@ -26,7 +30,7 @@ def prepare(num_threads: int) -> None:
 
 
 def knn(queries_QD: np.ndarray, rows_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best inner products, float32[Q, k] and int64[Q, k]; k is at most N. Call `prepare` before."""
+    """Return the k best inner products, float32[Q, k] and int64[Q, k]; k is at most N. Call `prepare`."""
     scores_QK, positions_QK = faiss.knn(queries_QD, rows_ND, k, metric=faiss.METRIC_INNER_PRODUCT)
     return scores_QK, positions_QK
 

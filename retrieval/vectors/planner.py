@@ -4,7 +4,7 @@
 |---------------------------------------------------|-------------------------------------------------------|
 | nothing, and nothing of the delta                 | nothing                                               |
 | at most max(`gather_max_rows`, 2 %)               | copy the rows out once, search them exactly           |
-| fewer rows than the base would score at its effort| scan the kept rows exactly                            |
+| so few that a scan costs no more than the base    | scan the kept rows exactly                            |
 | under 10 %, HNSW                                  | scan the kept rows exactly: its graph falls apart     |
 | less than all                                     | base with the bitmap, probes x min(1 / share, 8)      |
 | all                                               | base                                                  |
@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from retrieval.vectors.exact import scan_us as scan_time_us
 from retrieval.vectors.types import SearchEffort, VectorBase
 
 _GATHER_SHARE = 0.02
@@ -43,6 +44,7 @@ def choose(
     base: VectorBase,
     kept_base: int,
     num_delta: int,
+    num_queries: int,
     gather_max_rows: int,
     *,
     exact: bool = False,
@@ -54,6 +56,7 @@ def choose(
         base: What there is.
         kept_base: Rows of it the selection keeps.
         num_delta: Rows of the delta that the selection keeps.
+        num_queries: Queries of the batch: a batch scans several times cheaper than single queries.
         gather_max_rows: Most rows copied out, unless 2 % of the base is more.
         exact: Whether the answer must be exact.
         effort: What an unfiltered search may spend; None for what the base was tuned to.
@@ -71,7 +74,9 @@ def choose(
         return scan
     share = kept_base / num_base
     spent = (effort or base.effort).scaled(min(1 / share, _MAX_EFFORT_FACTOR))
-    if (base.kind == "hnsw" and share < _MIN_HNSW_SHARE) or kept_base <= base.scan_equivalent(spent):
+    spent = SearchEffort(min(spent.probes, base.max_probes), spent.rerank)
+    scan_us = scan_time_us(base.matrix_ND.shape[1], kept_base, num_queries, is_all=is_all)
+    if (base.kind == "hnsw" and share < _MIN_HNSW_SHARE) or scan_us <= base.search_us(spent):
         return scan
     bitmap = "" if is_all else f" bitmap {of}"
     text = f"{base.kind} {num_base:,} probes {spent.probes} rerank {spent.rerank}{bitmap}{delta}"

@@ -123,6 +123,10 @@ class VectorSegments:
         vectors_ND[~in_base] = self._delta_ND[positions[~in_base] - self._num_base]
         return vectors_ND
 
+    def live_positions(self) -> np.ndarray:
+        """Return the positions of live rows, int64[n], ascending."""
+        return np.flatnonzero(self._alive_N[: len(self)])
+
     def needs_compaction(self) -> str | None:
         """Return why a new base is due, or None."""
         num_dead = self._num_dead_base + self._num_dead_delta
@@ -162,7 +166,13 @@ class VectorSegments:
         keep_N, kept_base, kept_delta = self._kept(selection)
         k = min(k, kept_base + kept_delta)
         plan = planner.choose(
-            self.base, kept_base, kept_delta, self._settings.gather_max_rows, exact=exact, effort=effort
+            self.base,
+            kept_base,
+            kept_delta,
+            len(queries_QD),
+            self._settings.gather_max_rows,
+            exact=exact,
+            effort=effort,
         )
         if not k or not len(queries_QD):
             return (*exact_search.padded(len(queries_QD), k), plan.text)

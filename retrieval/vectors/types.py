@@ -81,8 +81,13 @@ class VectorBase(Protocol):
         """Return the memory it holds itself, without the matrix."""
         ...
 
-    def scan_equivalent(self, effort: SearchEffort) -> int:
-        """Return how many rows an exact scan scores in about the time of one search at this effort."""
+    @property
+    def max_probes(self) -> int:
+        """Return the most probes that change anything; 1 where effort has no meaning."""
+        ...
+
+    def search_us(self, effort: SearchEffort) -> float:
+        """Return about how long one query takes one core, in microseconds; only ratios matter."""
         ...
 
     def search(
