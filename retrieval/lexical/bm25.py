@@ -42,6 +42,11 @@ class QueryWeights:
     per_term: np.float32
     """k1 * b / mean length, to be multiplied with a chunk's length."""
 
+    def most_after(self, number: int) -> float:
+        """Return what a row can gain at most from the terms numbered `number` and later."""
+        # The factor of the term frequency is below 1.
+        return sum(float(idf) for _, idf in self.terms[number:])
+
     def contributions(self, idf: np.float32, frequencies: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Return float32[n] from frequencies uint16[n] and lengths int32[n]; all are positive."""
         counts = frequencies.astype(np.float32)

@@ -113,7 +113,7 @@ class LexicalSegments:
         """
         postings = self._postings(terms, delta)
         weights = query_weights(postings, stats or self._stats(postings), self._parameters)
-        scores, positions = self._scored(weights, postings, keep)
+        scores, positions = self._scored(weights, postings, keep, k)
         if positions.size > k:
             # Every row that ties with the k-th stays until the key has decided.
             best = scores >= np.partition(scores, positions.size - k)[positions.size - k]
@@ -141,28 +141,34 @@ class LexicalSegments:
         return TermStats(self._num_live, self._num_terms, chunks_with)
 
     def _scored(
-        self, weights: QueryWeights, postings: Mapping[str, _Postings], keep: np.ndarray | None
+        self, weights: QueryWeights, postings: Mapping[str, _Postings], keep: np.ndarray | None, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the scores and positions of every row that may be returned and holds a term."""
+        """Return scores and positions of rows that may be returned, the k best and their ties among them."""
         num_base = self._base_lengths.size
         base_mask, delta_mask = self._masks(keep)
         totals = self._accumulator()
-        touched = []
+        touched: list[np.ndarray] = []
+        closed = False
         try:
-            for term, idf in weights.terms:
+            for number, (term, idf) in enumerate(weights.terms):
                 base, fresh = postings[term]
+                closed = closed or _decided(totals, touched, k, base[0].size, weights.most_after(number))
                 for (offsets, frequencies), mask, lengths, start in (
                     (base, base_mask, self._base_lengths, 0),
                     (fresh, delta_mask, self._delta_lengths, num_base),
                 ):
-                    if mask is not None and offsets.size:
-                        kept = mask[offsets]
-                        offsets, frequencies = offsets[kept], frequencies[kept]
                     if not offsets.size:
                         continue
+                    if closed:
+                        wanted = totals[start : start + lengths.size][offsets] > 0
+                        offsets, frequencies = offsets[wanted], frequencies[wanted]
+                    elif mask is not None:
+                        wanted = mask[offsets]
+                        offsets, frequencies = offsets[wanted], frequencies[wanted]
                     positions = offsets + np.int32(start)
                     before = totals[positions]
-                    touched.append(positions[before == 0])
+                    if not closed:
+                        touched.append(positions[before == 0])
                     totals[positions] = before + weights.contributions(idf, frequencies, lengths[offsets])
             found = np.concatenate(touched) if touched else np.zeros(0, dtype=np.int32)
             return totals[found], found.astype(np.int64)
@@ -190,3 +196,19 @@ class LexicalSegments:
         if held.size < self.num_rows:
             held = np.zeros(self.num_rows + self.num_rows // 8 + 1024, dtype=np.float32)
         return held
+
+
+def _decided(
+    totals: np.ndarray, touched: Sequence[np.ndarray], k: int, num_postings: int, most: float
+) -> bool:
+    """Return whether rows not touched yet are out of reach of the k best: later terms add at most `most`.
+
+    Terms come rarest first, so the long lists of common terms need not be scored in full.
+    Source: MaxScore, Turtle and Flood, 1995.
+    """
+    num_touched = sum(positions.size for positions in touched)
+    if num_touched < k or num_postings <= num_touched:
+        return False
+    scores = totals[np.concatenate(touched)]
+    # Strictly above, with room for float32 sums: a row that ties with the k-th must stay in reach.
+    return float(np.partition(scores, num_touched - k)[num_touched - k]) > most * (1 + 1e-4)

@@ -146,6 +146,22 @@ def test_scores_equal_bm25s_with_lucene(tmp_path: Path) -> None:
         np.testing.assert_allclose(scores, wanted[positions], rtol=2e-6)
 
 
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_leaving_common_terms_out_changes_nothing(tmp_path: Path, k: int) -> None:
+    """Rows that only common terms reach are skipped once they are out of reach; the best stay the same."""
+    random = np.random.default_rng(4)
+    rows = [[f"w{n}" for n in random.zipf(1.3, size=random.integers(3, 60)) if n < 90] for _ in range(900)]
+    shard = Shard([str(n) for n in range(900)], rows, num_base=700)
+    segments = shard.segments(tmp_path)
+    for _ in range(60):
+        query = [f"w{n}" for n in random.permutation(np.arange(1, 90))[: random.integers(2, 7)]]
+        keep = random.random(900) < 0.7 if random.random() < 0.5 else None
+        every = segments.search(query, 900, shard.read, keep=keep)
+        best = segments.search(query, k, shard.read, keep=keep)
+        assert np.array_equal(best[0], every[0][:k])
+        assert np.array_equal(best[1], every[1][:k])
+
+
 def test_rows_tying_at_the_last_place_are_chosen_by_key(tmp_path: Path) -> None:
     shard = Shard(["d", "c", "b", "a"], [["x"]] * 4, num_base=2)
     segments = shard.segments(tmp_path)
