@@ -53,15 +53,35 @@ class Column:
         field_type: FieldType,
         codes_E: np.ndarray | None = None,
         values_E: np.ndarray | None = None,
-        words: list[str] | None = None,
+        packed: np.ndarray | None = None,
     ) -> None:
-        """Start empty, or with entries as `codes_E`, `values_E` and `words` of another hold them."""
-        dtype = _DTYPES[field_type]
+        """Start empty, or with entries as `codes_E`, `values_E` and `packed_words` of another hold them."""
         self.field_type: FieldType = field_type
-        self.words: list[str] = words if words is not None else []
         self._codes = GrowingArray(np.asarray([] if codes_E is None else codes_E, dtype=np.int32))
-        self._values = GrowingArray(np.asarray([] if values_E is None else values_E, dtype=dtype))
-        self._numbers: dict[str, int] | None = None
+        self._values = GrowingArray(
+            np.asarray([] if values_E is None else values_E, dtype=_DTYPES[field_type])
+        )
+        self._packed = packed
+        self._words: list[str] = []
+        # Words that came with `packed` have numbers of their own, found only once a filter asks for one:
+        # a shard opens without making a dictionary of all it ever held.
+        self._loaded: dict[str, int] | None = None if packed is not None else {}
+        self._fresh: dict[str, int] = {}
+
+    @property
+    def words(self) -> list[str]:
+        """Return the distinct texts, by number; one may be there twice, from before and after loading."""
+        if self._packed is not None:
+            self._words, self._packed = (
+                json.loads(self._packed.tobytes().decode("utf-8", "surrogatepass")),
+                None,
+            )
+        return self._words
+
+    def packed_words(self) -> np.ndarray:
+        """Return the texts as uint8 values that `__init__` takes."""
+        text = json.dumps(self.words, ensure_ascii=False)
+        return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
 
     @property
     def codes_E(self) -> np.ndarray:
@@ -100,49 +120,51 @@ class Column:
         """Return the column of some documents, coded anew by their place in `codes`, which ascends."""
         place_E = np.minimum(np.searchsorted(codes, self.codes_E), max(len(codes) - 1, 0))
         kept_E = codes[place_E] == self.codes_E if len(codes) else np.zeros(len(place_E), dtype=bool)
-        values_E, words = self.values_E[kept_E], self.words
-        if self.words:
+        values_E = self.values_E[kept_E]
+        column = Column(self.field_type, place_E[kept_E], values_E)
+        if self.field_type in ("text", "texts"):
             # Words nobody uses any more go: what was deleted must not stay in a file.
-            used, values_E = np.unique(values_E, return_inverse=True)
-            num_empty = int(used.size > 0 and used[0] == _NO_WORD)
-            words = [self.words[number] for number in used[num_empty:].tolist()]
-            values_E = values_E - num_empty
-        return Column(self.field_type, place_E[kept_E], values_E, words)
+            words = self.words
+            used, inverse_E = np.unique(values_E, return_inverse=True)
+            numbers = [
+                _NO_WORD if old == _NO_WORD else column._number_of(words[old]) for old in used.tolist()
+            ]
+            column.values_E[:] = np.array(numbers, dtype=np.int32)[inverse_E] if numbers else 0
+        return column
 
     def _holds(self, leaf: Compare | In | Exists, values_E: np.ndarray) -> np.ndarray:
         """Return whether each entry satisfies a comparison, bool[E]."""
         if isinstance(leaf, Exists):
             return np.ones(len(values_E), dtype=bool)
         if isinstance(leaf, In):
-            wanted = [self._stored(value) for value in leaf.values]
-            return np.isin(values_E, np.array([value for value in wanted if value is not None]))
-        compare = _COMPARE[leaf.operator]
+            wanted = [number for value in leaf.values for number in self._stored(value)]
+            return np.isin(values_E, np.array(wanted))
         if self.field_type not in ("text", "texts"):
-            return compare(values_E, leaf.value)
+            return _COMPARE[leaf.operator](values_E, leaf.value)
         if leaf.operator == "==":
-            number = self._stored(leaf.value)
-            return np.zeros(len(values_E), dtype=bool) if number is None else values_E == number
+            return _joined(
+                np.logical_or, (values_E == number for number in self._stored(leaf.value) or (-2,))
+            )
+        compare = _COMPARE[leaf.operator]
         # One more for the empty list, which `_NO_WORD` finds at the end.
         holds = np.fromiter((compare(word, leaf.value) for word in self.words), dtype=bool)
         return np.append(holds, False)[values_E]
 
-    def _stored(self, value: Scalar) -> float | None:
+    def _stored(self, value: Scalar) -> list[float]:
+        """Return what stands for a value among the entries: nothing, or the numbers of its text."""
         if not isinstance(value, str):
-            return value
-        return self._numbers_of_words().get(value)
+            return [value]
+        if self._loaded is None:
+            known = set(self._fresh.values())
+            self._loaded = {word: number for number, word in enumerate(self.words) if number not in known}
+        return [numbers[value] for numbers in (self._loaded, self._fresh) if value in numbers]
 
     def _number_of(self, word: str) -> int:
-        numbers = self._numbers_of_words()
-        number = numbers.get(word)
+        number = self._fresh.get(word)
         if number is None:
-            number = numbers[word] = len(self.words)
+            number = self._fresh[word] = len(self.words)
             self.words.append(word)
         return number
-
-    def _numbers_of_words(self) -> dict[str, int]:
-        if self._numbers is None:
-            self._numbers = {word: number for number, word in enumerate(self.words)}
-        return self._numbers
 
 
 class Columns:
@@ -204,7 +226,8 @@ class Columns:
     def document_ids(self) -> list[str]:
         """Return the document of every code."""
         column = self._columns["document_id"]
-        return [column.words[number] for number in column.values_E.tolist()]
+        words = column.words
+        return [words[number] for number in column.values_E.tolist()]
 
     def keeps(
         self,
@@ -246,20 +269,16 @@ class Columns:
                 kept = column.subset(codes)
                 arrays[f"{key}_codes"] = kept.codes_E
                 arrays[f"{key}_values"] = kept.values_E
-                arrays[f"{key}_words"] = _packed(kept.words)
-        arrays["described"] = _packed([json.dumps(described)])
+                arrays[f"{key}_words"] = kept.packed_words()
+        arrays["described"] = np.frombuffer(json.dumps(described).encode(), dtype=np.uint8)
         return arrays
 
     def _load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        described = json.loads(_unpacked(arrays["described"])[0])
+        described = json.loads(arrays["described"].tobytes())
         for number, (group, name, field_type) in enumerate(described):
             key = f"{group}{number}"
-            column = Column(
-                field_type,
-                arrays[f"{key}_codes"],
-                arrays[f"{key}_values"],
-                _unpacked(arrays[f"{key}_words"]),
-            )
+            parts = (arrays[f"{key}_{part}"] for part in ("codes", "values", "words"))
+            column = Column(field_type, *parts)
             (self._columns if group == "d" else self._of_metadata)[name] = column
 
 
@@ -283,16 +302,6 @@ def _joined(join: np.ufunc, parts: Iterable[np.ndarray]) -> np.ndarray:
     if found is None:
         raise ValueError("a conjunction without operands; check_shape refuses it")
     return found
-
-
-def _packed(words: list[str]) -> np.ndarray:
-    return np.frombuffer(
-        json.dumps(words, ensure_ascii=False).encode("utf-8", "surrogatepass"), dtype=np.uint8
-    )
-
-
-def _unpacked(packed: np.ndarray) -> list[str]:
-    return json.loads(packed.tobytes().decode("utf-8", "surrogatepass"))
 
 
 _OF_DOCUMENTS: dict[str, FieldType] = {

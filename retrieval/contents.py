@@ -98,7 +98,6 @@ class Contents:
 
     def _live_codes(self) -> dict[str, int]:
         if self._codes is None:
-            live = np.unique(self.rows.codes_N[self.rows.alive_N]).tolist()
-            document_ids = self.columns.document_ids()
-            self._codes = {document_ids[code]: code for code in live}
+            # Asked before the first change: every document of a segment lives, once.
+            self._codes = dict(zip(self.columns.document_ids(), range(len(self.columns)), strict=True))
         return self._codes

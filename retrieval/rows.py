@@ -39,10 +39,13 @@ class RowTable:
         self.num_live_terms = int(self.num_terms_N.sum(dtype=np.int64))
         self.touched: list[np.ndarray] = []
         """Positions whose document or life changed after they came, in the order it happened."""
-        codes_N = self.codes_N
-        starts = np.flatnonzero(np.diff(codes_N, prepend=-1)) if num_rows else np.empty(0, np.int64)
-        self._spans: dict[int, tuple[int, int]] = {}
-        self._unspanned = (starts, num_rows)
+        starts = np.flatnonzero(np.diff(self.codes_N, prepend=-1)) if num_rows else np.empty(0, np.int64)
+        num_documents = int(self.codes_N.max()) + 1 if num_rows else 0
+        first_G, counts_G = np.zeros(num_documents, dtype=np.int64), np.zeros(num_documents, dtype=np.int64)
+        first_G[self.codes_N[starts]] = starts
+        counts_G[self.codes_N[starts]] = np.diff(starts, append=num_rows)
+        self._first = GrowingArray(first_G)
+        self._counts = GrowingArray(counts_G)
 
     def __len__(self) -> int:
         return len(self._row_ids)
@@ -100,45 +103,34 @@ class RowTable:
         pages: np.ndarray,
         num_terms: np.ndarray,
     ) -> None:
-        """Add chunks of one document at the end; a document's chunks come one after another.
+        """Add all chunks of a new document at the end.
 
         Raises:
-            ValueError: A row id is not above all before it: the store never uses one again.
+            ValueError: The code is not the next one, or a row id is not above all before it: the store never
+                uses one again.
         """
-        first, count = len(self), len(row_ids)
-        if not count:
-            self._spans.setdefault(code, (first, 0))
-            return
-        if first and row_ids[0] <= self.row_ids_N[-1]:
+        first = len(self)
+        if first and len(row_ids) and row_ids[0] <= self.row_ids_N[-1]:
             raise ValueError(f"row {row_ids[0]} comes after row {self.row_ids_N[-1]}; rows must ascend")
+        self._span(code, first, len(row_ids))
         self._row_ids.append(row_ids)
-        self._codes.append(np.full(count, code, dtype=np.int32))
+        self._codes.append(np.full(len(row_ids), code, dtype=np.int32))
         self._ordinals.append(ordinals)
         self._pages.append(pages)
         self._num_terms.append(num_terms)
-        self._alive.append(np.ones(count, dtype=bool))
-        start, before = self._spans.get(code, (first, 0))
-        self._spans[code] = (start, before + count)
-        self.num_live += count
+        self._alive.append(np.ones(len(row_ids), dtype=bool))
+        self.num_live += len(row_ids)
         self.num_live_terms += int(num_terms.sum(dtype=np.int64))
 
     def positions_of(self, code: int) -> np.ndarray:
-        """Return the positions of a document's chunks in order, int64[n]; empty for a code without any."""
-        if self._unspanned[1]:
-            starts, num_rows = self._unspanned
-            self._unspanned = (starts, 0)
-            counts = np.diff(starts, append=num_rows)
-            spans = zip(starts.tolist(), counts.tolist(), strict=True)
-            found = dict(zip(self.codes_N[starts].tolist(), spans, strict=True))
-            for known, span in found.items():
-                self._spans.setdefault(known, span)
-        start, count = self._spans.get(code, (0, 0))
-        return np.arange(start, start + count)
+        """Return the positions of a document's live chunks in order, int64[n]."""
+        first = self._first.values[code]
+        return np.arange(first, first + self._counts.values[code])
 
     def remove(self, code: int) -> np.ndarray:
         """Mark a document's chunks dead and return their positions."""
         positions = self.positions_of(code)
-        self._spans.pop(code, None)
+        self._counts.values[code] = 0
         self.num_live -= len(positions)
         self.num_live_terms -= int(self.num_terms_N[positions].sum(dtype=np.int64))
         self.alive_N[positions] = False
@@ -146,11 +138,18 @@ class RowTable:
         return positions
 
     def recode(self, code: int, new_code: int) -> None:
-        """Give a document's chunks another document code: its metadata changed, they did not."""
+        """Give a document's chunks a new document's code: its fields changed, they did not."""
         positions = self.positions_of(code)
-        self._spans[new_code] = self._spans.pop(code, (len(self), 0))
+        self._span(new_code, self._first.values[code], len(positions))
+        self._counts.values[code] = 0
         self.codes_N[positions] = new_code
         self.touched.append(positions)
+
+    def _span(self, code: int, first: int, count: int) -> None:
+        if code != len(self._first):
+            raise ValueError(f"document code {code} is not the next one, {len(self._first)}")
+        self._first.push(first)
+        self._counts.push(count)
 
     def positions_by_row_id(self, row_ids: np.ndarray) -> np.ndarray:
         """Return the position of each row, int64[n]; -1 for a row that is not here."""

@@ -120,6 +120,10 @@ class SegmentFolders:
             _log.warning("ignoring index segment '%s': %s; it will be built again", folder, reason)
         return None
 
+    def is_empty(self) -> bool:
+        """Return whether no segment was ever published here, or all were removed."""
+        return not self._candidates()
+
     def collect(self, keep: Path | None) -> None:
         """Remove every segment but one; a mapped file stays readable until its reader lets go."""
         for folder in self._folders():

@@ -1,166 +1,229 @@
-"""One shard: SQLite as truth, FAISS as a cache of it that follows the change log.
+"""One shard: SQLite as truth, and per index version a cache of it that searches read.
 
-Every search runs in one SQLite snapshot and first brings the vector index to that snapshot's log position, so
-both legs, the passages and `SearchResult.seq` show the same moment: nothing half-written, nothing deleted.
+Every call that searches runs in one SQLite snapshot and first brings its index to that snapshot's log
+position: nothing half-written, nothing deleted. Calls that only read rows skip chunks that are gone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from retrieval import media_types
+from retrieval import media_types, shard_snapshot
 from retrieval.config import RetrievalConfig
-from retrieval.ranking.fusion import convex_combination
-from retrieval.index import VectorIndex
-from retrieval.lexical import match_expression
-from retrieval.requests import check_document, check_searches
-from retrieval.snapshot import ChunkFilter, Snapshot
+from retrieval.errors import IndexUnavailable
+from retrieval.reader import Candidates, TermStats
+from retrieval.requests import check_document
+from retrieval.residents import Residents
+from retrieval.segments_on_disk import Manifest
 from retrieval.store import Store
-from retrieval.types import Document, EmbedderInfo, Hit, SearchRequest, SearchResult
+from retrieval.types import Document, Metadata, Passage, SearchRequest
+from retrieval.vectors.recall import RecallEstimate
+
+_POLL_S = 0.002
 
 
-def index_version_of(embedder: EmbedderInfo, config: RetrievalConfig) -> str:
-    """Return the name of the index that this embedder and this chunking make."""
-    return f"{embedder.model_hash}-{config.chunking_id}"
-
-
-class IndexShard:
+class Shard:
     """Documents of one shard, searchable. All methods block and may be called from any thread."""
 
-    def __init__(self, folder: Path, config: RetrievalConfig, index_version: str) -> None:
-        """Open or create the shard in `folder`.
+    def __init__(self, folder: Path, config: RetrievalConfig, name: str = "shard-0") -> None:
+        """Open or create the shard in `folder`; its versions are opened when first searched.
 
         Args:
-            folder: Holds `shard.sqlite3`; created if missing.
+            folder: Holds `shard.sqlite3` and `segments/`; created if missing.
             config: Limits and search settings.
-            index_version: From `index_version_of`. When the folder was made with another one, its documents
-                are queued again and embedded anew from their stored bytes.
+            name: Names the shard in messages and in `SearchRequest.min_seq`.
 
         Raises:
             IndexUnavailable: Another process has it open, or the file is damaged or not ours.
             StorageFull: The disk has no room for it.
         """
+        self.name = name
+        self.folder = folder
         self.config = config
-        self.index_version = index_version
-        self.store = Store(folder, index_version)
-        self._index = VectorIndex(config.gather_max_rows)
-        with self.store.snapshot() as snapshot:
-            self._follow(snapshot)
+        self.store = Store(folder)
+        self._residents = Residents(self.store, folder, config)
 
     def close(self) -> None:
-        """Close the store; the vector index is only a cache."""
+        """Stop compacting and close the store; the indexes are only caches."""
+        self._residents.close()
         self.store.close()
 
-    def add(self, name: str, data: bytes, library: str, tenant: str) -> Document:
+    def add(
+        self, name: str, data: bytes, library: str, tenant: str, metadata: Metadata | None = None
+    ) -> Document:
         """Check a file, store it durably and queue it; see `DocumentStore.add`."""
         check_document(name, data, library, tenant, self.config)
-        return self.store.add(tenant, library, name, media_types.sniff(name, data), data)
+        return self.store.add(tenant, library, name, media_types.sniff(name, data), data, metadata)
 
-    def search(
-        self, requests: Sequence[SearchRequest], vectors_QD: np.ndarray, *, embed_ms: float = 0.0
-    ) -> list[SearchResult]:
-        """Return one result per request, all of the same moment.
-
-        Args:
-            requests: The queries.
-            vectors_QD: float32[len(requests), dim], L2-normalised embeddings of the queries.
-            embed_ms: Time spent making them, passed on into the results.
+    def open_version(self, version: str | None = None) -> None:
+        """Have a version in memory, so that its first search does not wait for it.
 
         Raises:
-            InvalidSearch: A request is out of its bounds.
+            UnknownVersion: There is no such version or alias.
         """
-        check_searches(requests, self.config)
-        started = time.perf_counter()
+        self._residents.open(self.store.version(version))
+
+    def drop_version(self, version: str) -> None:
+        """Remove a version that does not answer, from the store and from memory; see `Store.drop_version`."""
+        number = self.store.version(version).number
+        self.store.drop_version(version)
+        self._residents.forget(number)
+
+    def candidates(
+        self,
+        version: str | None,
+        requests: Sequence[SearchRequest],
+        vectors_QD: np.ndarray,
+        stats: TermStats | None = None,
+        deadline_s: float | None = None,
+    ) -> list[Candidates]:
+        """Return both legs' candidates of each request, all of one moment; see `ShardReader.candidates`.
+
+        Raises:
+            UnknownVersion: There is no such version or alias.
+            InvalidFilter: A filter is malformed, or compares a field with a value of another type.
+            IndexUnavailable: A request's `min_seq` was not reached in time.
+        """
+        give_up_at = time.monotonic() + (self.config.call_timeout_s if deadline_s is None else deadline_s)
+        self.wait_for(self._min_seq(requests), give_up_at - time.monotonic())
+        with self._residents.at_one_moment(self.store.version(version)) as (index, snapshot):
+            return index.candidates(snapshot, requests, vectors_QD, stats, give_up_at)
+
+    def term_stats(self, version: str | None, terms: Sequence[str]) -> TermStats:
+        """Return this shard's share of the collection's statistics, over every live chunk."""
+        with self._residents.at_one_moment(self.store.version(version)) as (index, snapshot):
+            return index.term_stats(snapshot, terms)
+
+    def vectors(self, version: str | None, chunk_ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return float32[dim] by chunk id, of the chunks this shard holds."""
+        with self._residents.at_one_moment(self.store.version(version)) as (index, _):
+            return index.vectors_of(chunk_ids)
+
+    def token_codes(self, version: str | None, chunk_ids: Sequence[str]) -> dict[str, bytes]:
+        """Return compressed token vectors by chunk id, of the chunks this shard holds."""
         with self.store.snapshot() as snapshot:
-            self._follow(snapshot)
-            dense = self._dense(requests, vectors_QD)
-            hits = [
-                self._hits(request, dense_scores, self._lexical(snapshot, request))
-                for request, dense_scores in zip(requests, dense, strict=True)
-            ]
-            passages = snapshot.passages_by_row({row_id for found in hits for row_id, _ in found})
-            seq = self._index.seq
-        search_ms = (time.perf_counter() - started) * 1000
-        return [
-            SearchResult(
-                hits=tuple(hit for _, hit in found),
-                passages=tuple(passages[row_id] for row_id, _ in found),
-                index_version=self.index_version,
-                seq=seq,
-                embed_ms=embed_ms,
-                search_ms=search_ms,
-            )
-            for found in hits
-        ]
+            return snapshot.token_codes(snapshot.version(version).number, chunk_ids)
 
-    def _follow(self, snapshot: Snapshot) -> None:
-        """Bring the vector index to the snapshot's log position."""
-        seq = snapshot.seq()
-        if seq == self._index.seq:
-            return
-        changed = snapshot.changed_documents(self._index.seq)
-        for document_id in changed:
-            self._index.remove(document_id)
-        self._index.put(snapshot.vectors(changed))
-        self._index.seq = seq
+    def passages(
+        self, version: str | None, chunk_ids: Sequence[str], tenant: str, before: int = 0, after: int = 0
+    ) -> dict[str, Passage]:
+        """Return passages by chunk id, of the tenant's chunks this shard holds, grown by their neighbours."""
+        with self.store.snapshot() as snapshot:
+            return snapshot.passages(snapshot.version(version).number, chunk_ids, tenant, before, after)
 
-    def _dense(self, requests: Sequence[SearchRequest], vectors_QD: np.ndarray) -> list[dict[int, float]]:
-        """Return the dense leg of each request; requests that share a filter share one index call."""
-        groups: dict[ChunkFilter, list[int]] = defaultdict(list)
-        for position, request in enumerate(requests):
-            if request.mode != "lexical":
-                groups[_filter_of(request)].append(position)
-        found: list[dict[int, float]] = [{} for _ in requests]
-        for chunks, positions in groups.items():
-            k = max(self._num_candidates(requests[position]) for position in positions)
-            scores = self._index.search(np.asarray(vectors_QD)[positions], k, chunks)
-            for position, by_row in zip(positions, scores, strict=True):
-                limit = self._num_candidates(requests[position])
-                found[position] = dict(list(by_row.items())[:limit])
-        return found
+    def neighbours(
+        self, version: str | None, chunk_id: str, before: int, after: int, tenant: str
+    ) -> list[Passage]:
+        """Return the passages around a chunk in its document, itself included, in order."""
+        with self.store.snapshot() as snapshot:
+            return snapshot.neighbours(snapshot.version(version).number, chunk_id, before, after, tenant)
 
-    def _lexical(self, snapshot: Snapshot, request: SearchRequest) -> dict[int, float]:
-        if request.mode == "dense":
-            return {}
-        match = match_expression(request.query, self.config.max_query_terms)
-        if match is None:
-            return {}
-        chunks = _filter_of(request)
-        # A filter that keeps everything costs a join for nothing.
-        only = None if self._index.keeps_all(chunks) else chunks
-        return snapshot.lexical(match, self._num_candidates(request), only)
+    def wait_for(self, seq: int, timeout_s: float) -> None:
+        """Wait until the log reaches a position.
 
-    def _num_candidates(self, request: SearchRequest) -> int:
-        return max(request.k, self.config.num_candidates)
+        Raises:
+            IndexUnavailable: It had not after `timeout_s`.
+        """
+        give_up_at = time.monotonic() + timeout_s
+        while seq and (here := self.store.seq()) < seq:
+            if time.monotonic() >= give_up_at:
+                raise IndexUnavailable(
+                    f"shard '{self.name}' is at log position {here:,} and did not reach {seq:,} (min_seq) "
+                    f"within {timeout_s:.3g} s; ask again, or without min_seq"
+                )
+            time.sleep(_POLL_S)
 
-    def _hits(
-        self, request: SearchRequest, dense: dict[int, float], lexical: dict[int, float]
-    ) -> list[tuple[int, Hit]]:
-        """Return (row id, hit) of the best `k`, ties broken by chunk id."""
-        if request.mode == "hybrid":
-            scores = convex_combination(dense, lexical, self.config.alpha)
-        else:
-            scores = dense if request.mode == "dense" else lexical
-        keyed = sorted((-score, self._index.chunk_id(row_id), row_id) for row_id, score in scores.items())
-        return [
-            (
-                row_id,
-                Hit(
-                    chunk_id=chunk_id,
-                    score=-negated,
-                    rank=rank,
-                    dense_score=dense.get(row_id),
-                    lexical_score=lexical.get(row_id),
-                ),
-            )
-            for rank, (negated, chunk_id, row_id) in enumerate(keyed[: request.k])
-        ]
+    def compact(self, version: str | None = None) -> Manifest:
+        """Merge a version's base segment and what came since into a new one; return its manifest.
+
+        Raises:
+            StorageFull: The disk has no room; the old segment goes on answering.
+            IndexUnavailable: The folder cannot be written.
+        """
+        return self._residents.compact(self.store.version(version))
+
+    def estimate_recall(self, num_queries: int, version: str | None = None) -> RecallEstimate:
+        """Return the recall@10 of searches now, measured on live chunks taken as queries."""
+        with self._residents.at_one_moment(self.store.version(version)) as (index, _):
+            return index.estimate_recall(num_queries)
+
+    def recall_served(self, version: str | None = None) -> RecallEstimate:
+        """Return the recall@10 of the searches answered since the base segment was opened."""
+        with self._residents.at_one_moment(self.store.version(version)) as (index, _):
+            return index.recall_served()
+
+    def snapshot(self, folder: Path) -> None:
+        """Write a copy of the shard at one moment into a new folder; see `shard_snapshot.write`."""
+        with self._residents.segments_at_rest() as segments:
+            shard_snapshot.write(self.store, segments, folder)
+
+    @classmethod
+    def restore(cls, folder: Path, source: Path, config: RetrievalConfig, name: str = "shard-0") -> Shard:
+        """Open a shard in a new folder with what `snapshot` wrote into `source`.
+
+        Raises:
+            IndexUnavailable: `source` is torn or no snapshot, or `folder` is in use.
+            StorageFull: The disk has no room for it.
+        """
+        shard_snapshot.restore(folder, source)
+        return cls(folder, config, name)
+
+    def _min_seq(self, requests: Sequence[SearchRequest]) -> int:
+        return max((request.min_seq.get(self.name, 0) for request in requests if request.min_seq), default=0)
 
 
-def _filter_of(request: SearchRequest) -> ChunkFilter:
-    return ChunkFilter(request.tenant, request.library, tuple(sorted(set(request.document_ids))))
+class LocalShard:
+    """A `ShardReader` over a shard in this process."""
+
+    def __init__(self, shard: Shard) -> None:
+        """Read `shard`, which is its maker's to close."""
+        self.shard = shard
+
+    @property
+    def name(self) -> str:
+        """Return the shard's name."""
+        return self.shard.name
+
+    async def term_stats(
+        self, version: str, terms: Sequence[str], deadline_s: float | None = None
+    ) -> TermStats:
+        """Return this shard's share of the collection's statistics."""
+        return await asyncio.to_thread(self.shard.term_stats, version, terms)
+
+    async def candidates(
+        self,
+        version: str,
+        requests: Sequence[SearchRequest],
+        vectors_QD: np.ndarray,
+        stats: TermStats | None,
+        deadline_s: float | None = None,
+    ) -> list[Candidates]:
+        """Return both legs' candidates of each request."""
+        return await asyncio.to_thread(
+            self.shard.candidates, version, requests, vectors_QD, stats, deadline_s
+        )
+
+    async def vectors(self, version: str, chunk_ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return float32[dim] by chunk id."""
+        return await asyncio.to_thread(self.shard.vectors, version, chunk_ids)
+
+    async def token_codes(self, version: str, chunk_ids: Sequence[str]) -> dict[str, bytes]:
+        """Return compressed token vectors by chunk id."""
+        return await asyncio.to_thread(self.shard.token_codes, version, chunk_ids)
+
+    async def passages(
+        self, version: str, chunk_ids: Sequence[str], tenant: str, before: int = 0, after: int = 0
+    ) -> dict[str, Passage]:
+        """Return passages by chunk id, grown by their neighbours."""
+        return await asyncio.to_thread(self.shard.passages, version, chunk_ids, tenant, before, after)
+
+    async def neighbours(
+        self, version: str, chunk_id: str, before: int, after: int, tenant: str
+    ) -> list[Passage]:
+        """Return the passages around a chunk."""
+        return await asyncio.to_thread(self.shard.neighbours, version, chunk_id, before, after, tenant)
