@@ -145,7 +145,8 @@ def add(
             oplog.log(db, "put", [(document_id, content_hash)], oplog.ALL_VERSIONS)
         if row["content_hash"] != content_hash or row["state"] == DocumentState.FAILED:
             # Bytes that already answer need no work: a pending or failed replacement is dropped.
-            state = DocumentState.READY if row["active_hash"] == content_hash else DocumentState.QUEUED
+            answers = row["active_hash"] == content_hash and _is_held(db, document_id)
+            state = DocumentState.READY if answers else DocumentState.QUEUED
             db.execute(
                 "UPDATE documents SET content_hash=?, media_type=?, num_bytes=?, state=?, error=NULL,"
                 " updated_s=? WHERE document_id=?",
@@ -361,6 +362,14 @@ def _record_text(db: sqlite3.Connection, document_id: str) -> str:
         if found is not None:
             return found[0]
     raise UnknownDocument(f"document '{document_id}' has no text in any index version; add it again")
+
+
+def _is_held(db: sqlite3.Connection, document_id: str) -> bool:
+    """Return whether the active version has chunks of a document's answering bytes."""
+    active = db.execute("SELECT number FROM versions WHERE state='active'").fetchone()
+    return active is not None and db.execute(
+        f"SELECT 1 FROM held_{active[0]} WHERE document_id=? AND error IS NULL", (document_id,)
+    ).fetchone() is not None  # fmt: skip
 
 
 def _answers(db: sqlite3.Connection, number: int, document_id: str, content_hash: str) -> bool:

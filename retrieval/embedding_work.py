@@ -17,6 +17,9 @@ from retrieval.versions import VersionSpec
 _SLICE_CHUNKS = 256
 """Chunks a call to the embedder: between calls a deleted or replaced document is noticed and dropped."""
 
+EmbedderOf = Callable[[VersionSpec], Embedder | None]
+"""Returns a version's embedder, None while it is not here."""
+
 
 def chunking_of(spec: VersionSpec) -> Chunking:
     """Return how a version cuts documents.
@@ -37,7 +40,7 @@ class ChunkEmbedding:
 
     def __init__(
         self,
-        embedder_of: Callable[[VersionSpec], Embedder | None],
+        embedder_of: EmbedderOf,
         reading: ReadingProcess,
     ) -> None:
         """Use these."""

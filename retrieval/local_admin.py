@@ -21,6 +21,7 @@ from retrieval.version_tables import StoredVersion
 from retrieval.versions import VersionInfo, VersionState
 
 _POLL_S = 0.02
+_SWITCH_TRIES = 20
 _LEASE_S = 600.0
 """Longest time records wait for a switch to take in what came last."""
 
@@ -163,16 +164,26 @@ class LocalAdmin:
             await self._switch_now(version.version_id)
 
     async def _switch_now(self, version_id: str) -> None:
-        """Switch while the ingestion is held: let it take in what came last, with no record under way."""
+        """Switch while building is held: let the version take in what came last, with no record under way.
+
+        A document may still become ready between the two steps; then there is one more to take in.
+        """
         self._switching = True
         try:
             await self._gate.shut(_LEASE_S)
-            await self._ingestor.catch_up()
-            await asyncio.to_thread(self._store.set_state, version_id, VersionState.ACTIVE)
+            for left in reversed(range(_SWITCH_TRIES)):
+                await self._ingestor.catch_up()
+                try:
+                    await asyncio.to_thread(self._store.set_state, version_id, VersionState.ACTIVE)
+                    break
+                except InvalidVersion:
+                    if not left:
+                        raise
             self._active = None
         finally:
             self._gate.open()
             self._switching = False
+        self._ingestor.notify(versions=True)
 
     async def _info(self, version_id: str) -> VersionInfo:
         for info in await asyncio.to_thread(self._store.versions):

@@ -150,7 +150,14 @@ def set_state(db: sqlite3.Connection, name: str, state: VersionState) -> StoredV
         db.execute("UPDATE versions SET state=? WHERE state=?", (VersionState.RETIRED, VersionState.ACTIVE))
         _set_meta(db, _TARGET, None)
         _set_meta(db, _EPOCH, str(epoch_of(db) + 1))
-        # What this version could not take in would be answered by nothing: it must not look ready.
+        # What this version could not take in would be answered by nothing: it must not look ready. What only
+        # the version before could not take in answers again.
+        db.execute(
+            f"UPDATE documents SET state=?, error=NULL FROM held_{version.number} AS h"
+            " WHERE h.document_id=documents.document_id AND h.error IS NULL AND state=?"
+            " AND documents.content_hash=active_hash",
+            (DocumentState.READY, DocumentState.FAILED),
+        )
         db.execute(
             f"UPDATE documents SET state=?, error=h.error FROM held_{version.number} AS h"
             " WHERE h.document_id=documents.document_id AND h.error IS NOT NULL AND state=?",

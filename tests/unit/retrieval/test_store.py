@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stores import LIBRARY, TENANT, finish, opened, put, seen
+from small_store import LIBRARY, TENANT, finish, opened, put, seen
 
 from retrieval.errors import IndexUnavailable, InvalidMetadata, StorageFull, UnknownDocument
 from retrieval.store import Store

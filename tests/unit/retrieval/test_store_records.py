@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stores import DIM, LIBRARY, SPEC, TENANT, opened, put, seen, upsert, vector
+from small_store import DIM, LIBRARY, SPEC, TENANT, opened, put, seen, upsert, vector
 
 from retrieval.errors import InvalidDocument, InvalidMetadata, InvalidVector
 from retrieval.records import Vectors

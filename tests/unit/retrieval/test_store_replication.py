@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stores import DIM, LIBRARY, SPEC, TENANT, embedded, opened, put, seen, upsert
+from small_store import DIM, LIBRARY, SPEC, TENANT, embedded, opened, put, seen, upsert
 
 from retrieval.records import Vectors
 from retrieval.store import Holding, Store, document_id_of

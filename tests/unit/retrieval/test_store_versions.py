@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stores import DIM, SPEC, TENANT, embedded, opened, put, seen, upsert, vector
+from small_store import DIM, LIBRARY, SPEC, TENANT, embedded, opened, put, seen, upsert, vector
 
 from retrieval.errors import InvalidVersion, UnknownVersion
 from retrieval.store import Holding, Store
@@ -154,6 +154,11 @@ def test_document_a_version_cannot_take_in_fails_once_that_answers(tmp_path: Pat
             "makes too many chunks",
             0,
         )
+        store.set_state(SPEC.version_id, VersionState.ACTIVE)
+        assert store.document(document.document_id, TENANT).state is DocumentState.READY
+        store.set_state(OTHER.version_id, VersionState.ACTIVE)
+        again = store.add(TENANT, LIBRARY, "a.txt", "text/plain", b"apple")
+        assert again.state is DocumentState.QUEUED  # Tried anew, not taken for answered.
 
 
 def test_bytes_replaced_meanwhile_are_not_held(tmp_path: Path) -> None:

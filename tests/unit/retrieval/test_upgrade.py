@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from stores import LIBRARY, TENANT, finish, opened, seen
+from small_store import LIBRARY, TENANT, finish, opened, seen
 
 from retrieval.store import Store, document_id_of
 from retrieval.types import DocumentState

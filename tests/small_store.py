@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,42 @@ def upsert(store: Store, *texts: tuple[str, str], **metadata: str | float) -> in
     records = [Record(name, text, metadata=metadata) for name, text in texts]
     vectors_ND = np.stack([vector(text) for _, text in texts])
     return store.upsert(TENANT, LIBRARY, records, {store.version().number: Vectors(vectors_ND)})
+
+
+def broken_rules(folder: Path) -> list[str]:
+    """Return what is wrong inside a shard's file, read past the store: empty when it is whole."""
+    with contextlib.closing(sqlite3.connect(folder / "shard.sqlite3")) as db:
+        found = [row[0] for row in db.execute("PRAGMA integrity_check") if row[0] != "ok"]
+        versions = [row[0] for row in db.execute("SELECT number FROM versions")]
+        if db.execute("SELECT count(*) FROM versions WHERE state='active'").fetchone() != (1,):
+            found.append("not exactly one version is active")
+        rules = {"documents that answer without bytes or text": (
+            "SELECT count(*) FROM documents AS d WHERE kind='file' AND active_hash IS NOT NULL"
+            " AND NOT (EXISTS (SELECT 1 FROM texts AS t WHERE t.document_id=d.document_id)"
+            " AND EXISTS (SELECT 1 FROM contents AS c WHERE c.document_id=d.document_id"
+            " AND c.content_hash=d.active_hash))"
+        ), "texts or bytes of no document": (
+            "SELECT (SELECT count(*) FROM texts WHERE document_id NOT IN (SELECT document_id FROM documents))"
+            " + (SELECT count(*) FROM contents WHERE document_id NOT IN (SELECT document_id FROM documents))"
+        )}  # fmt: skip
+        for n in versions:
+            db.execute(f"INSERT INTO fts_{n}(fts_{n}, rank) VALUES ('integrity-check', 1)")
+            rules |= {
+                f"chunks_{n} without their document held": f"SELECT count(*) FROM chunks_{n} AS c"
+                f" LEFT JOIN held_{n} AS h USING (document_id) WHERE h.content_hash IS NOT c.content_hash",
+                f"held_{n} with another number of chunks": f"SELECT count(*) FROM held_{n} AS h WHERE"
+                f" num_chunks<>(SELECT count(*) FROM chunks_{n} AS c WHERE c.document_id=h.document_id)",
+                f"held_{n} of no document": f"SELECT count(*) FROM held_{n} WHERE document_id NOT IN"
+                " (SELECT document_id FROM documents)",
+                f"fts_{n} of no chunk": f"SELECT count(*) FROM fts_{n} WHERE rowid NOT IN"
+                f" (SELECT row_id FROM chunks_{n})",
+                f"tokens_{n} of no chunk": f"SELECT count(*) FROM tokens_{n} WHERE row_id NOT IN"
+                f" (SELECT row_id FROM chunks_{n})",
+            }
+        tables = {row[0] for row in db.execute("SELECT name FROM sqlite_schema WHERE type='table'")}
+        stray = [name for name in tables if name.startswith("chunks_") and int(name[7:]) not in versions]
+        found += [f"table {name} of no version" for name in stray]
+        return found + [rule for rule, sql in rules.items() if db.execute(sql).fetchone()[0]]
 
 
 def seen(store: Store, version: str | None = None) -> dict[str, list[str]]:
