@@ -2,9 +2,9 @@
 
 | kind    | structure                                          | bytes a row at D = 384 |
 |---------|----------------------------------------------------|------------------------|
-| ivf_sq8 | inverted lists, a byte a number                    | 392                    |
-| ivf_pq  | inverted lists, 4-bit product codes in registers   | 56                     |
-| rabitq  | inverted lists, rotated sign bits with two factors | 64                     |
+| ivf_sq8 | inverted lists, a byte a number                    | 396                    |
+| ivf_pq  | inverted lists, 4-bit product codes in registers   | 60                     |
+| rabitq  | inverted lists, rotated sign bits with two factors | 68                     |
 | hnsw    | a graph over rows of a byte a number               | 384 + 260 of links     |
 
 Every kind takes a bitmap into FAISS and drops what is not in it once more afterwards: some structures of
@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ import numpy as np
 from retrieval.vectors import exact, faiss_runtime
 from retrieval.vectors.faiss_runtime import api as faiss
 from retrieval.vectors.notes import Note
+from retrieval.vectors.probing import ListProbing
 from retrieval.vectors.types import CorruptBase, SearchEffort
 from retrieval.versions import IndexKind
 
@@ -44,6 +46,9 @@ _TRAINING_ROWS_A_LIST = 64
 _CLUSTERING_ROUNDS = 8
 _RABITQ_QUERY_BITS = 4
 """Bits a number of the query is rounded to; 0 (exact) is eighty times slower for half a point of recall."""
+_FILTERED_FACTOR = 2
+"""A filtered query sees this many times the rows and candidates: what is kept may lie far from it, where
+codes tell neighbours apart less well than where the tuner looked."""
 _TUNED_K = 10
 _ROW_US: dict[str, float] = {"ivf_sq8": 0.047, "ivf_pq": 0.0055, "rabitq": 0.024, "hnsw": 0.6}
 """Microseconds a visited row takes one core at 384 dimensions."""
@@ -71,6 +76,8 @@ class ApproximateBase:
         self._index = index
         self._structure = structure
         self._num_threads = num_threads
+        self._probing: ListProbing | None = None
+        self._lock = Lock()
 
     @property
     def resident_bytes(self) -> int:
@@ -99,12 +106,21 @@ class ApproximateBase:
         if not len(queries_QD):
             return exact.padded(0, k)
         faiss_runtime.prepare(self._num_threads)
-        wanted = min(num_candidates(k, effort.rerank), len(self.matrix_ND))
-        selector = None if keep is None else faiss.IDSelectorBitmap(np.packbits(keep, bitorder="little"))
-        parameters = self._parameters(effort, wanted, selector)
-        _, positions_QC = self._index.search(queries_QD, wanted, params=parameters)
-        if keep is not None:
-            positions_QC[~keep[np.maximum(positions_QC, 0)]] = -1
+        rerank = effort.rerank if keep is None else _FILTERED_FACTOR * effort.rerank
+        wanted = min(num_candidates(k, rerank), len(self.matrix_ND))
+        if keep is None:
+            _, positions_QC = self._index.search(
+                queries_QD, wanted, params=self._parameters(effort.probes, wanted)
+            )
+            return exact.rescore(queries_QD, self.matrix_ND, positions_QC, k)
+        selector = faiss.IDSelectorBitmap(np.packbits(keep, bitorder="little"))
+        probes_Q = self._filtered_probes(queries_QD, keep, effort.probes)
+        positions_QC = np.empty((len(queries_QD), wanted), dtype=np.int64)
+        for probes in np.unique(probes_Q).tolist():
+            alike = np.flatnonzero(probes_Q == probes)
+            parameters = self._parameters(probes, wanted, selector)
+            _, positions_QC[alike] = self._index.search(queries_QD[alike], wanted, params=parameters)
+        positions_QC[~keep[np.maximum(positions_QC, 0)]] = -1
         return exact.rescore(queries_QD, self.matrix_ND, positions_QC, k)
 
     def save(self, folder: Path) -> list[Path]:
@@ -114,8 +130,19 @@ class ApproximateBase:
         note = Note(self.kind, self.effort, self.measured_recall, self._structure)
         return [path, note.write(folder)]
 
-    def _parameters(self, effort: SearchEffort, wanted: int, selector: Any) -> Any:
-        probes = min(effort.probes, self.max_probes)
+    def _filtered_probes(self, queries_QD: np.ndarray, keep: np.ndarray, probes: int) -> np.ndarray:
+        """Return int64[Q]: the probes a filtered search needs to see as much as an unfiltered one."""
+        if self.kind == "hnsw":
+            share = max(np.count_nonzero(keep), 1) / len(keep)
+            return np.full(len(queries_QD), min(round(probes / share), self.max_probes), dtype=np.int64)
+        with self._lock:
+            if self._probing is None:
+                self._probing = ListProbing(self._index)
+        num_seen = round(min(_FILTERED_FACTOR * probes / self.max_probes, 1.0) * len(keep))
+        return self._probing.probes(queries_QD, keep, num_seen)
+
+    def _parameters(self, probes: int, wanted: int, selector: Any = None) -> Any:
+        probes = min(probes, self.max_probes)
         if self.kind == "hnsw":
             return faiss.SearchParametersHNSW(efSearch=max(probes, wanted), sel=selector)
         if self.kind == "rabitq":
@@ -141,14 +168,14 @@ def num_lists_for(num_rows: int) -> int:
 
 
 def resident_bytes(kind: IndexKind, num_rows: int, dim: int) -> int:
-    """Return the bytes a base of this kind holds beside the matrix, as its structure implies."""
+    """Return the bytes a base of this kind holds beside the matrix: codes, ids, list numbers, centroids."""
     lists = num_lists_for(num_rows) * dim * 4
     if kind == "ivf_sq8":
-        return num_rows * (dim + 8) + lists
+        return num_rows * (dim + 12) + lists
     if kind == "ivf_pq":
-        return num_rows * ((math.ceil(dim / PQ_NUMBERS) + 1) // 2 + 8) + lists
+        return num_rows * ((math.ceil(dim / PQ_NUMBERS) + 1) // 2 + 12) + lists
     if kind == "rabitq":
-        return num_rows * ((dim + 7) // 8 + 8 + 8) + lists + dim * dim * 4
+        return num_rows * ((dim + 7) // 8 + 8 + 12) + lists + dim * dim * 4
     if kind == "hnsw":
         return num_rows * (dim + 2 * HNSW_LINKS * 4 + 12)
     return 0

@@ -159,13 +159,14 @@ class GpuBase:
         if not len(queries_QD):
             return exact.padded(0, k)
         wanted = num_candidates(k, effort.rerank)
-        passed = keep if self._honours_filters else None
-        if keep is not None and passed is None:
+        passed, probes = keep if self._honours_filters else None, effort.probes
+        if keep is not None:
             share = max(np.count_nonzero(keep), 1) / len(keep)
-            wanted = round(2 * wanted / share)
+            probes = round(probes / share)
+            wanted = wanted if self._honours_filters else round(2 * wanted / share)
         wanted = min(wanted, self._max_k, len(self.matrix_ND))
         with self._lock:
-            parameters = self._parameters(effort, wanted, passed)
+            parameters = self._parameters(probes, wanted, passed)
             _, positions_QC = self._index.search(queries_QD, wanted, params=parameters)
         # CAGRA marks missing rows by ids beyond the last.
         positions_QC = np.where((positions_QC >= 0) & (positions_QC < len(self.matrix_ND)), positions_QC, -1)
@@ -181,14 +182,14 @@ class GpuBase:
     def _max_k(self) -> int:
         return _MAX_K_CUVS if self._honours_filters else _MAX_K_CLASSIC
 
-    def _parameters(self, effort: SearchEffort, wanted: int, keep: np.ndarray | None) -> Any:
+    def _parameters(self, probes: int, wanted: int, keep: np.ndarray | None) -> Any:
         selector = None if keep is None else faiss.IDSelectorBitmap(np.packbits(keep, bitorder="little"))
         if self.kind == "gpu_flat":
             return None if selector is None else faiss.SearchParameters(sel=selector)
         if self.kind == "gpu_ivf":
-            return faiss.SearchParametersIVF(nprobe=min(effort.probes, self.max_probes), sel=selector)
+            return faiss.SearchParametersIVF(nprobe=min(probes, self.max_probes), sel=selector)
         # CAGRA wants its candidate list a multiple of 32 that holds the answer.
-        itopk = -(-max(effort.probes, wanted) // 32) * 32
+        itopk = -(-max(min(probes, self.max_probes), wanted) // 32) * 32
         return faiss.SearchParametersCagra(itopk_size=itopk, sel=selector)
 
 

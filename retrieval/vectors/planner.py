@@ -5,8 +5,8 @@
 | nothing, and nothing of the delta                 | nothing                                               |
 | at most max(`gather_max_rows`, 2 %)               | copy the rows out once, search them exactly           |
 | so few that a scan costs no more than the base    | scan the kept rows exactly                            |
-| under 10 %, HNSW                                  | scan the kept rows exactly: its graph falls apart     |
-| less than all                                     | base with the bitmap, probes x min(1 / share, 8)      |
+| at most 50 %, HNSW                                | scan the kept rows exactly: its graph falls apart     |
+| less than all                                     | base with the bitmap; it visits more to see as much   |
 | all                                               | base                                                  |
 
 An exact base, or `exact=True`, scans or copies. The delta is always exact.
@@ -24,8 +24,7 @@ from retrieval.vectors.exact import scan_us as scan_time_us
 from retrieval.vectors.types import SearchEffort, VectorBase
 
 _GATHER_SHARE = 0.02
-_MIN_HNSW_SHARE = 0.1
-_MAX_EFFORT_FACTOR = 8.0
+_MAX_HNSW_SCANNED_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +72,10 @@ def choose(
     if exact or base.kind == "exact":
         return scan
     share = kept_base / num_base
-    spent = (effort or base.effort).scaled(min(1 / share, _MAX_EFFORT_FACTOR))
+    spent = effort or base.effort
     spent = SearchEffort(min(spent.probes, base.max_probes), spent.rerank)
     scan_us = scan_time_us(base.matrix_ND.shape[1], kept_base, num_queries, is_all=is_all)
-    if (base.kind == "hnsw" and share < _MIN_HNSW_SHARE) or scan_us <= base.search_us(spent):
+    if (base.kind == "hnsw" and share <= _MAX_HNSW_SCANNED_SHARE) or scan_us <= base.search_us(spent):
         return scan
     bitmap = "" if is_all else f" bitmap {of}"
     text = f"{base.kind} {num_base:,} probes {spent.probes} rerank {spent.rerank}{bitmap}{delta}"

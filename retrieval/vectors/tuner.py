@@ -11,6 +11,7 @@ Legend: Q queries, D dimensions, K hits.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -32,6 +33,8 @@ class Point:
     """What was spent."""
     recall: float
     """Share of the true ten nearest that were found."""
+    error: float
+    """Standard error of that share over the queries."""
     query_us: float
     """CPU time a query of a batch took the calling thread: what else the machine does hardly shows in it."""
 
@@ -82,22 +85,28 @@ def tune(
             began_s = time.thread_time()
             _, found_QK = base.search(queries_QD, fetched, None, effort)
             query_us = (time.thread_time() - began_s) / len(queries_QD) * 1e6
-            points[effort] = Point(effort, recall_of(without(found_QK, own_Q), truth_QK), query_us)
+            recalls_Q = recalls_of(without(found_QK, own_Q), truth_QK)
+            error = float(recalls_Q.std()) / math.sqrt(len(recalls_Q))
+            points[effort] = Point(effort, float(recalls_Q.mean()), error, query_us)
         return points[effort]
+
+    def reaches(point: Point) -> bool:
+        # A grid has many chances to look good on one sample: only what clears the floor by an error counts.
+        return point.recall >= min(floor + point.error, 1.0)
 
     steps = _probe_steps(base.max_probes)
     for rerank in _RERANKS:
         low, high = 0, len(steps) - 1
-        if tried(steps[high], rerank).recall < floor:
+        if not reaches(tried(steps[high], rerank)):
             continue
         while low < high:
             middle = (low + high) // 2
-            if tried(steps[middle], rerank).recall >= floor:
+            if reaches(tried(steps[middle], rerank)):
                 high = middle
             else:
                 low = middle + 1
         tried(steps[low], rerank)
-    reaching = [point for point in points.values() if point.recall >= floor]
+    reaching = [point for point in points.values() if reaches(point)]
     if reaching:
         best = min(reaching, key=lambda point: point.query_us)
     else:
@@ -112,11 +121,6 @@ def pareto_front(points: list[Point]) -> tuple[Point, ...]:
         if not front or point.recall > front[-1].recall:
             front.append(point)
     return tuple(front)
-
-
-def recall_of(found_QK: np.ndarray, truth_QK: np.ndarray) -> float:
-    """Return the mean share of each query's true rows that were found; -1 in the truth does not count."""
-    return float(recalls_of(found_QK, truth_QK).mean()) if len(truth_QK) else 1.0
 
 
 def recalls_of(found_QK: np.ndarray, truth_QK: np.ndarray) -> np.ndarray:

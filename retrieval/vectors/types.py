@@ -39,10 +39,6 @@ class SearchEffort:
     rerank: int = 8
     """Candidates scored exactly per hit wanted (FAISS calls it `k_factor`, default 1: recall 0.17 for PQ)."""
 
-    def scaled(self, factor: float) -> SearchEffort:
-        """Return the effort with `factor` times the probes; a base bounds them by what it has."""
-        return SearchEffort(max(1, round(self.probes * factor)), self.rerank)
-
 
 class Selected(Protocol):
     """Which rows a search may return."""
@@ -99,7 +95,8 @@ class VectorBase(Protocol):
             queries_QD: float32[Q, D], finite, unit length.
             k: Hits wanted, at least 1.
             keep: bool[N], the rows that may be returned; None for all. No other row ever is.
-            effort: How hard to search; None for `self.effort`.
+            effort: How hard an unfiltered search would try, None for `self.effort`; a filtered one visits
+                more where that is needed to see as much.
 
         Returns:
             (float32[Q, K], int64[Q, K]): scores and positions, padded with -inf and -1.

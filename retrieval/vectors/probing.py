@@ -1,0 +1,72 @@
+"""How many inverted lists a filtered query must visit: as many as hold the rows an unfiltered one would see.
+
+A filter may go with what a query is about (one tenant, one topic), and then the lists nearest to the query
+hold few kept rows or none. Scaling probes by the share kept overall found 0.89 of the ten nearest where the
+rows kept form one half of the space. Counting kept rows list by list, in each query's own order, finds them
+at about the cost of an unfiltered search, since skipped rows are hardly paid for.
+
+Legend: N rows, L lists, Q queries, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from hashlib import blake2b
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from retrieval.vectors.faiss_runtime import api as faiss
+
+_MAX_COUNTED = 16
+
+
+class ListProbing:
+    """Which list each row is in, and where each list lies. Thread-safe."""
+
+    def __init__(self, index: Any) -> None:
+        """Read the lists of an IVF index, which may stand behind one transform."""
+        self._transform = None
+        if isinstance(index, faiss.IndexPreTransform):
+            self._transform = faiss.downcast_VectorTransform(index.chain.at(0))
+            index = faiss.downcast_index(index.index)
+        self._centroids_LD = index.quantizer.reconstruct_n(0, index.nlist)
+        self._list_of_N = np.empty(index.ntotal, dtype=np.int32)
+        for number in range(index.nlist):
+            size = index.invlists.list_size(number)
+            if size:
+                rows = faiss.rev_swig_ptr(index.invlists.get_ids(number), size)
+                self._list_of_N[rows] = number
+        self._counted: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._lock = Lock()
+
+    def probes(self, queries_QD: np.ndarray, keep: np.ndarray, num_seen: int) -> np.ndarray:
+        """Return int64[Q]: lists each query visits to see `num_seen` kept rows, rounded up to powers of two.
+
+        Args:
+            queries_QD: float32[Q, D].
+            keep: bool[N].
+            num_seen: Rows an unfiltered search sees; where fewer are kept, every list is visited.
+        """
+        if self._transform is not None:
+            queries_QD = self._transform.apply(queries_QD)
+        order_QL = np.argsort(-(queries_QD @ self._centroids_LD.T), axis=1)
+        seen_QL = np.cumsum(self._kept_by_list(keep)[order_QL], axis=1)
+        needed_Q = 1 + (seen_QL < num_seen).sum(axis=1)
+        rounded_Q = 1 << np.ceil(np.log2(needed_Q)).astype(np.int64)
+        return np.minimum(rounded_Q, len(self._centroids_LD))
+
+    def _kept_by_list(self, keep: np.ndarray) -> np.ndarray:
+        key = blake2b(np.packbits(keep).data, digest_size=16).digest()
+        with self._lock:
+            kept_L = self._counted.get(key)
+            if kept_L is not None:
+                self._counted.move_to_end(key)
+                return kept_L
+        kept_L = np.bincount(self._list_of_N[keep], minlength=len(self._centroids_LD))
+        with self._lock:
+            self._counted[key] = kept_L
+            while len(self._counted) > _MAX_COUNTED:
+                self._counted.popitem(last=False)
+        return kept_L
