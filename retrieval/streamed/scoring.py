@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from retrieval.streamed.keys import EMPTY, pack
-from retrieval.streamed.plan import Inverted, Pages, Tile, tiles
+from retrieval.streamed.plan import Inverted, Pages, tiles
 from retrieval.streamed.workspace import TileSize
 
 
@@ -30,26 +30,30 @@ def upload(array: np.ndarray, where: torch.device) -> torch.Tensor:
     return tensor if where.type == "cpu" else tensor.pin_memory().to(where, non_blocking=True)
 
 
-def _merge(best_QK: torch.Tensor, keys_MK: torch.Tensor, query_M: np.ndarray) -> None:
+def _merge(best_QK: torch.Tensor, keys_BqK: torch.Tensor, query_Bq: np.ndarray) -> None:
     """Put the best of a kernel's keys into the best of its queries; negative queries are padding."""
-    valid = np.flatnonzero(query_M >= 0)
-    order = valid[np.argsort(query_M[valid], kind="stable")]
-    active, first, count = np.unique(query_M[order], return_index=True, return_counts=True)
-    rank = np.arange(len(order)) - np.repeat(first, count)
-    row_AS = np.full((len(active), int(count.max())), -1, dtype=np.int64)
-    row_AS[np.repeat(np.arange(len(active)), count), rank] = order
-    where = best_QK.device
-    rows, queries = upload(row_AS, where), upload(active, where)
-    keys_ASK = keys_MK[rows.clamp_min(0)]
-    if len(order) < row_AS.size:
-        keys_ASK.masked_fill_((rows < 0).unsqueeze(2), EMPTY)
-    merged = torch.cat((best_QK[queries], keys_ASK.flatten(1)), dim=1)
+    where, query_M = best_QK.device, query_Bq.reshape(-1)
+    if len(query_Bq) == 1 and query_M.min() >= 0:
+        # One page: each query is there once.
+        queries, keys_AK = upload(query_M, where), keys_BqK[0]
+    else:
+        valid = np.flatnonzero(query_M >= 0)
+        order = valid[np.argsort(query_M[valid], kind="stable")]
+        active, first, count = np.unique(query_M[order], return_index=True, return_counts=True)
+        rank = np.arange(len(order)) - np.repeat(first, count)
+        row_AS = np.full((len(active), int(count.max())), -1, dtype=np.int64)
+        row_AS[np.repeat(np.arange(len(active)), count), rank] = order
+        rows, queries = upload(row_AS, where), upload(active, where)
+        keys_ASK = keys_BqK.flatten(0, 1)[rows.clamp_min(0)]
+        if len(order) < row_AS.size:
+            keys_ASK.masked_fill_((rows < 0).unsqueeze(2), EMPTY)
+        keys_AK = keys_ASK.flatten(1)
+    merged = torch.cat((best_QK[queries], keys_AK), dim=1)
     best_QK[queries] = merged.topk(best_QK.shape[1], dim=1, sorted=False).values
 
 
-def _valid(tile: Tile, inverted: Inverted, pages: Pages, kept_N: np.ndarray | None, rows: int) -> np.ndarray:
+def _valid(page_B: np.ndarray, pages: Pages, kept_N: np.ndarray | None, rows: int) -> np.ndarray:
     """Return bool[B, rows]: rows that exist and are kept by the filter."""
-    page_B = inverted.page_W[tile.place_B]
     column = np.arange(rows)
     valid_BR = column < pages.length_P[page_B, None]
     if kept_N is not None:
@@ -87,9 +91,10 @@ def score_pages(
         first_B = upload(pages.start_P[page_B], where)
         row_B1R = (first_B[:, None] + torch.arange(rows, device=where)).unsqueeze(1)
         keys_BqR = pack(scores_BqR, row_B1R)
-        valid_BR = _valid(tile, inverted, pages, kept_N, rows)
-        if not valid_BR.all():
-            keys_BqR.masked_fill_(~upload(valid_BR, where).unsqueeze(1), EMPTY)
+        if len(page_B) > 1 or kept_N is not None:
+            valid_BR = _valid(page_B, pages, kept_N, rows)
+            if not valid_BR.all():
+                keys_BqR.masked_fill_(~upload(valid_BR, where).unsqueeze(1), EMPTY)
         if 2 * k < rows:
             keys_BqR = keys_BqR.topk(k, dim=2, sorted=False).values
-        _merge(best_QK, keys_BqR.flatten(0, 1), tile.query_Bq.reshape(-1))
+        _merge(best_QK, keys_BqR, tile.query_Bq)

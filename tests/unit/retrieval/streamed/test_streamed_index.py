@@ -119,8 +119,8 @@ def test_float16_lists_are_scored_in_float32():
 def test_each_list_crosses_the_bus_at_most_once_a_batch():
     matrix_ND = clustered(4_000, 32, seed=5)
     lists = HostLists.build(matrix_ND, 20)
-    index = StreamedIndex(lists, gpu_memory_limit=400_000, page_rows=32, max_batch=64)
-    queries_QD = clustered(64, 32, seed=6)
+    index = StreamedIndex(lists, gpu_memory_limit=300_000, page_rows=32)
+    queries_QD = clustered(32, 32, seed=6)
     index.search(queries_QD, 10, nprobe=20)
     assert index.traffic.bytes_moved == 4_000 * 32 * 4
     index.close()
