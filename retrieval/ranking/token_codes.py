@@ -95,10 +95,10 @@ def decode_all(codes: Sequence[bytes], codec: TokenCodec, dim: int) -> tuple[np.
     joined = b"".join(memoryview(code)[_HEADER.size :] for code in codes)
     rows_TB = np.frombuffer(joined, np.uint8).reshape(-1, width)
     if codec == "sign":
-        tokens_TD = _BITS_256x8.take(rows_TB, axis=0).reshape(len(rows_TB), -1)[:, :dim]
+        tokens_TD = _BITS_256x8.take(rows_TB, axis=0).reshape(len(rows_TB), width * 8)[:, :dim]
         return tokens_TD * np.float32(1 / np.sqrt(dim)), counts
     if codec == "int4":
-        tokens_TD = _NIBBLE_PAIRS_256x2.take(rows_TB, axis=0).reshape(len(rows_TB), -1)[:, :dim]
+        tokens_TD = _NIBBLE_PAIRS_256x2.take(rows_TB, axis=0).reshape(len(rows_TB), width * 2)[:, :dim]
         return tokens_TD * np.float32(1 / np.sqrt(dim)), counts
     scales_T1 = np.ascontiguousarray(rows_TB[:, :2]).view(np.float16).astype(np.float32)
     return rows_TB[:, 2:].view(np.int8) * scales_T1, counts
