@@ -62,8 +62,12 @@ class Database:
             self._writer.close()
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """Yield the writing connection inside a transaction; it is durable when the block ends.
+
+        Args:
+            durable: False for what may be lost with the machine's power, though never with the process; it is
+                durable with the next write that is.
 
         Raises:
             IndexUnavailable: The file cannot be used; nothing was stored.
@@ -73,6 +77,8 @@ class Database:
             self._check_open()
             db = self._writer
             try:
+                if not durable:
+                    db.execute("PRAGMA synchronous=NORMAL")
                 db.execute("BEGIN IMMEDIATE")
                 yield db
                 db.execute("COMMIT")
@@ -81,6 +87,8 @@ class Database:
             finally:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
+                if not durable:
+                    db.execute("PRAGMA synchronous=FULL")
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:

@@ -217,11 +217,15 @@ def count_lacking(db: sqlite3.Connection, number: int) -> int:
     return db.execute(f"SELECT count(*) {_LACKS.format(number=number)}").fetchone()[0]
 
 
-def lacking(db: sqlite3.Connection, number: int, after_document_id: str, limit: int) -> list[str]:
-    """Return ids of documents a version lacks, ascending, after an id."""
+def lacking(
+    db: sqlite3.Connection, number: int, after_document_id: str, limit: int, since_seq: int
+) -> list[str]:
+    """Return ids of documents a version lacks, ascending, after an id; see `Store.lacking`."""
+    changed = " AND d.document_id IN (SELECT document_id FROM ops WHERE seq>:since)" if since_seq else ""
     rows = db.execute(
-        f"SELECT d.document_id {_LACKS.format(number=number)} AND d.document_id>? ORDER BY 1 LIMIT ?",
-        (after_document_id, limit),
+        f"SELECT d.document_id {_LACKS.format(number=number)}{changed} AND d.document_id>:after"
+        " ORDER BY 1 LIMIT :limit",
+        {"since": since_seq, "after": after_document_id, "limit": limit},
     )
     return [row[0] for row in rows]
 

@@ -11,11 +11,12 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from retrieval import documents, oplog, records, registry
+from retrieval import documents, holdings, oplog, records, registry
 from retrieval.database import Database
-from retrieval.documents import Holding, StoredText, Work, document_id_of
+from retrieval.documents import StoredText, Work, document_id_of
 from retrieval.errors import UnknownDocument
 from retrieval.folder_lock import FolderLock
+from retrieval.holdings import Holding
 from retrieval.snapshot import Snapshot
 from retrieval.types import (
     Document,
@@ -145,10 +146,19 @@ class Store:
         with self._database.read() as db:
             return registry.count_lacking(db, number)
 
-    def lacking(self, number: int, after_document_id: str = "", limit: int = 256) -> list[str]:
-        """Return ids of documents a version lacks, ascending, after an id."""
+    def lacking(
+        self, number: int, after_document_id: str = "", limit: int = 256, since_seq: int = 0
+    ) -> list[str]:
+        """Return ids of documents a version lacks, ascending, after an id.
+
+        Args:
+            number: The version.
+            after_document_id: Where to go on.
+            limit: Most ids returned.
+            since_seq: Log position at which it lacked nothing; only what changed since is looked at.
+        """
         with self._database.read() as db:
-            return registry.lacking(db, number, after_document_id, limit)
+            return registry.lacking(db, number, after_document_id, limit, since_seq)
 
     def prune_fts(self, number: int, up_to_row_id: int) -> None:
         """Forget the terms of rows that a lexical base segment holds, in small transactions."""
@@ -238,7 +248,7 @@ class Store:
 
     def claim(self) -> Work | None:
         """Return the document queued longest, now in state `reading`; None when none is queued."""
-        with self._database.write() as db:
+        with self._database.write(durable=False) as db:
             return documents.claim(db)
 
     def requeue_unfinished(self) -> None:
@@ -248,7 +258,8 @@ class Store:
 
     def advance(self, work: Work, state: DocumentState, error: str | None = None) -> bool:
         """Set the state of a document under way; False when it was deleted or replaced meanwhile."""
-        with self._database.write() as db:
+        # A crash queues what is under way again, so only the end of it has to be on disk.
+        with self._database.write(durable=state is DocumentState.FAILED) as db:
             return documents.advance(db, work, state, error)
 
     def is_current(self, work: Work) -> bool:
@@ -290,7 +301,7 @@ class Store:
         with self._database.read() as db:
             return documents.stored_text(db, document_id)
 
-    def hold(self, number: int, holdings: Sequence[Holding]) -> int:
+    def hold(self, number: int, wanted: Sequence[Holding]) -> int:
         """Put documents that answer into another version; return how many had not changed meanwhile.
 
         Raises:
@@ -299,22 +310,22 @@ class Store:
         """
         with self._database.read() as db:
             spec = registry.numbered(db, number).spec
-        rows = [rows_of(spec, holding.embedded) for holding in holdings]
+        rows = [rows_of(spec, holding.embedded) for holding in wanted]
         with self._database.write() as db:
             return sum(
-                documents.hold(db, number, holding.document_id, holding.content_hash, one)
-                for holding, one in zip(holdings, rows, strict=True)
+                holdings.hold(db, number, holding.document_id, holding.content_hash, one)
+                for holding, one in zip(wanted, rows, strict=True)
             )
 
     def give_up(self, number: int, document_id: str, content_hash: str, error: str) -> None:
         """Note that a version cannot hold a document, and why; it fails should the version become active."""
         with self._database.write() as db:
-            documents.give_up(db, number, document_id, content_hash, error)
+            holdings.give_up(db, number, document_id, content_hash, error)
 
     def copy_rows(self, source: StoredVersion, target: StoredVersion, document_ids: Sequence[str]) -> int:
         """Fill a version from another of the same embedder and chunking; return how many were copied."""
         with self._database.write() as db:
-            return documents.copy_rows(db, source, target, document_ids)
+            return holdings.copy_rows(db, source, target, document_ids)
 
     def queue(self, library: str | None, tenant: str) -> documents.Queue:
         """Return how many documents are in which state, and how much lies ahead of the last one."""

@@ -64,6 +64,7 @@ class VersionBuilder:
         self._turn = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._cursors: dict[int, str] = {}
+        self._complete_at: dict[int, int] = {}
 
     def start(self) -> None:
         """Begin to fill what lacks documents on the running event loop."""
@@ -144,7 +145,11 @@ class VersionBuilder:
         worked = False
         for version in await self._live(active):
             after = self._cursors.get(version.number, "")
-            lacking = await asyncio.to_thread(self._store.lacking, version.number, after, _BATCH_DOCUMENTS)
+            complete_at = self._complete_at.get(version.number, 0)
+            seq = await asyncio.to_thread(self._store.seq)
+            lacking = await asyncio.to_thread(
+                self._store.lacking, version.number, after, _BATCH_DOCUMENTS, complete_at
+            )
             if lacking:
                 await self._fill(active, version, lacking)
                 self._cursors[version.number] = lacking[-1]
@@ -152,8 +157,10 @@ class VersionBuilder:
             elif after:
                 self._cursors[version.number] = ""
                 worked = True  # Once more from the start: documents came or changed meanwhile.
+            elif await self._is_complete(version):
+                self._complete_at[version.number] = seq
             else:
-                worked = not await self._is_complete(version) or worked
+                worked = True
         return worked
 
     async def _is_complete(self, version: StoredVersion) -> bool:

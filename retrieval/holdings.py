@@ -1,0 +1,81 @@
+"""Documents in the versions beside the active one: held, given up, or copied from another version.
+
+Functions of an open transaction; `store.py` gives them one.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retrieval import oplog
+from retrieval.types import Chunk
+from retrieval.vectors import codecs
+from retrieval.version_tables import Embedded, Rows, StoredVersion, insert_rows, remove_documents, rows_of
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A document that answers, as another version is to hold it."""
+
+    document_id: str
+    """The document."""
+    content_hash: str
+    """The bytes its chunks are of."""
+    embedded: Embedded
+    """Its chunks in that version."""
+
+
+def hold(db: sqlite3.Connection, number: int, document_id: str, content_hash: str, rows: Rows) -> bool:
+    """Put a document that answers into another version; False when its bytes changed meanwhile."""
+    if not _answers(db, number, document_id, content_hash):
+        return False
+    remove_documents(db, number, [document_id])
+    insert_rows(db, number, [(document_id, content_hash)], [rows])
+    oplog.log(db, "put", [(document_id, content_hash)], number)
+    return True
+
+
+def give_up(db: sqlite3.Connection, number: int, document_id: str, content_hash: str, error: str) -> None:
+    """Note that a version cannot hold a document, and why."""
+    if _answers(db, number, document_id, content_hash):
+        remove_documents(db, number, [document_id])
+        db.execute(f"INSERT INTO held_{number} VALUES (?,?,0,?)", (document_id, content_hash, error))
+        oplog.log(db, "put", [(document_id, content_hash)], number)
+
+
+def copy_rows(
+    db: sqlite3.Connection, source: StoredVersion, target: StoredVersion, document_ids: Sequence[str]
+) -> int:
+    """Fill a version with what another one holds of documents, vectors and token codes included."""
+    copied = 0
+    for document_id in document_ids:
+        held = db.execute(
+            f"SELECT h.content_hash, h.error FROM held_{source.number} AS h"
+            " JOIN documents AS d USING (document_id) WHERE document_id=? AND h.content_hash=d.active_hash",
+            (document_id,),
+        ).fetchone()
+        if held is None:
+            continue
+        if held["error"] is not None:
+            give_up(db, target.number, document_id, held["content_hash"], held["error"])
+            continue
+        rows = db.execute(
+            f"SELECT ordinal, text, start, stop, page, vector, codes FROM chunks_{source.number} AS c"
+            f" LEFT JOIN tokens_{source.number} USING (row_id) WHERE document_id=? ORDER BY ordinal",
+            (document_id,),
+        ).fetchall()
+        vectors_ND = codecs.decode(b"".join([row["vector"] for row in rows]), source.spec.vectors, source.dim)
+        chunks = [Chunk(*tuple(row)[:5]) for row in rows]
+        codes = [row["codes"] for row in rows] if target.spec.tokens != "none" else []
+        made = rows_of(target.spec, Embedded(chunks, vectors_ND, codes))
+        copied += hold(db, target.number, document_id, held["content_hash"], made)
+    return copied
+
+
+def _answers(db: sqlite3.Connection, number: int, document_id: str, content_hash: str) -> bool:
+    return db.execute(
+        "SELECT 1 FROM documents, versions WHERE document_id=? AND active_hash=? AND number=?",
+        (document_id, content_hash, number),
+    ).fetchone() is not None  # fmt: skip
