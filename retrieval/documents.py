@@ -16,7 +16,7 @@ from retrieval import oplog
 from retrieval.errors import UnknownDocument
 from retrieval.metadata import canonical, new_fields, parsed
 from retrieval.types import Document, DocumentState, DocumentText, Library, Metadata
-from retrieval.version_tables import Rows, StoredVersion, insert_rows, remove_documents
+from retrieval.version_tables import Embedded, Rows, StoredVersion, insert_rows, remove_documents
 from retrieval.versions import VersionState
 
 _ID_HEX_DIGITS = 20
@@ -43,6 +43,20 @@ class Work:
     """Its tenant."""
     library: str = ""
     """Its library."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A document that was read, cut and embedded."""
+
+    work: Work
+    """The document."""
+    media_type: str
+    """Its MIME type as read."""
+    document: DocumentText
+    """Its text."""
+    embedded: Embedded
+    """Its chunks in the version they were made for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from retrieval.store import Embedded
 from retrieval.types import Chunk, DocumentText, Embedder
 from retrieval.versions import VersionSpec
 
-_SLICE_CHUNKS = 256
+SLICE_CHUNKS = 256
 """Chunks a call to the embedder: between calls a deleted or replaced document is noticed and dropped."""
 
 EmbedderOf = Callable[[VersionSpec], Embedder | None]
@@ -81,12 +81,12 @@ class ChunkEmbedding:
                 "start with it or switch to a version whose embedder is"
             )
         slices, codes = [], []
-        for start in range(0, len(chunks), _SLICE_CHUNKS):
+        for start in range(0, len(chunks), SLICE_CHUNKS):
             if start and is_wanted is not None and not await is_wanted():
                 return None
             if on_slice is not None:
                 on_slice(start, len(chunks))
-            texts = [chunk.text for chunk in chunks[start : start + _SLICE_CHUNKS]]
+            texts = [chunk.text for chunk in chunks[start : start + SLICE_CHUNKS]]
             if spec.tokens == "none":
                 slices.append(await embedder.embed_passages(texts))
             else:

@@ -1,8 +1,8 @@
-"""Taking queued documents to `ready`, one at a time, and surviving whatever they contain.
+"""Taking queued documents to `ready`, a few at a time, and surviving whatever they contain.
 
-A document is read, cut, embedded and stored in the active version, which makes it ready; then the versions
-that are ready beside it take it in. Where the active version's embedder is not here, the queue waits until a
-version that can be built is switched to.
+Documents are read and cut, embedded together, and stored in the active version, which makes them ready; then
+the versions that are ready beside it take them in. The next ones are read meanwhile. Where the active
+version's embedder is not here, the queue waits until a version that can be built is switched to.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
-from retrieval.embedding_work import ChunkEmbedding, EmbedderOf
+from retrieval.embedding_work import SLICE_CHUNKS, ChunkEmbedding, EmbedderOf
 from retrieval.errors import RetrievalUnavailable, StorageFull, UnreadableDocument
 from retrieval.ingest_progress import Pace
 from retrieval.reading import ReadingProcess
-from retrieval.store import Store, Work
-from retrieval.types import DocumentState
+from retrieval.store import Finished, Store, Work
+from retrieval.types import Chunk, DocumentState, DocumentText
 from retrieval.version_builder import VersionBuilder
 from retrieval.version_tables import StoredVersion
 
@@ -26,6 +27,20 @@ _log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
 """Pause after the embedder or the disk could not serve; the document stays queued meanwhile."""
+_GROUP_DOCUMENTS = 64
+_GROUP_BYTES = 8 * 1024 * 1024
+"""Documents, and bytes of them, embedded together; of two groups at a time, one is being read."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A document on its way, cut as the active version does."""
+
+    version: StoredVersion
+    work: Work
+    media_type: str
+    document: DocumentText
+    chunks: list[Chunk]
 
 
 class Ingestor:
@@ -86,71 +101,118 @@ class Ingestor:
         await asyncio.to_thread(self._reading.close)
 
     async def _run(self) -> None:
+        group: list[_Cut] | None = None
         while True:
             self._wake.clear()
+            # The next documents are read and cut while these are embedded.
+            reading = asyncio.create_task(self._next_group(), name="read-documents")
             try:
-                worked = await self._next_document()
+                if group:
+                    with self.pace.group([cut.work for cut in group]):
+                        await self._make_ready(group)
+                group = await reading
             except RetrievalUnavailable as error:
                 _log.warning("ingest waits: %s", error)
+                group = []
                 await asyncio.sleep(_RETRY_S)
-                continue
-            if not worked:
+            finally:
+                if not reading.done():
+                    reading.cancel()
+                    await asyncio.wait([reading])
+            if group is None:
                 await self._wake.wait()
 
-    async def _next_document(self) -> bool:
-        """Take the document queued longest as far as it goes; False when there is none."""
+    async def _next_group(self) -> list[_Cut] | None:
+        """Return the documents queued longest, cut: few enough to be embedded in one call; None for none."""
         active = await asyncio.to_thread(self._store.version)
         if self._embedder_of(active.spec) is None:
-            return False
-        work = await asyncio.to_thread(self._store.claim)
-        if work is None:
-            return False
-        with self.pace.document(work):
-            await self._ingest(active, work)
-        return True
+            return None
+        group: list[_Cut] | None = None
+        num_chunks = num_bytes = num_claimed = 0
+        while num_chunks < SLICE_CHUNKS and num_bytes < _GROUP_BYTES and num_claimed < _GROUP_DOCUMENTS:
+            try:
+                work = await asyncio.to_thread(self._store.claim)
+            except RetrievalUnavailable:
+                if not group:
+                    raise
+                break
+            if work is None:
+                break
+            group = [] if group is None else group
+            num_claimed, num_bytes = num_claimed + 1, num_bytes + len(work.data)
+            cut = await self._read_and_cut(active, work)
+            if cut is not None:
+                group.append(cut)
+                num_chunks += len(cut.chunks)
+        return group
 
-    async def _ingest(self, active: StoredVersion, work: Work) -> None:
-        """Take one document to `ready` or `failed`, or back to the queue when the fault is not its own."""
+    async def _read_and_cut(self, active: StoredVersion, work: Work) -> _Cut | None:
+        """Return a document on its way; None when it ends here."""
         try:
-            if await self._make_searchable(active, work):
-                await self._builder.keep_ready(work.document_id)
-        except UnreadableDocument as error:
-            await self._end(work, DocumentState.FAILED, str(error))
-        except StorageFull as error:
-            await self._end(work, DocumentState.FAILED, f"'{work.name}' could not be indexed: {error}")
-        except RetrievalUnavailable as error:
-            _log.warning("'%s' goes back to the queue: %s", work.name, error)
-            await self._end(work, DocumentState.QUEUED, None)
-            await asyncio.sleep(_RETRY_S)
+            media_type, document = await asyncio.to_thread(self._reading.read, work.name, work.data)
+            if await asyncio.to_thread(self._store.advance, work, DocumentState.CHUNKING):
+                chunks = await self._work.cut(active.spec, work.name, document)
+                if await asyncio.to_thread(self._store.advance, work, DocumentState.EMBEDDING):
+                    return _Cut(active, work, media_type, document, chunks)
         except Exception as error:
-            # The run boundary: one document's bug must not stop the ingestion of all others.
-            _log.exception("'%s' could not be ingested", work.name)
-            reason = (
-                f"'{work.name}' could not be ingested ({type(error).__name__}: {error}); please report this"
-            )
-            await self._end(work, DocumentState.FAILED, reason)
+            # The run boundary: one document must not stop the ingestion of all others.
+            await self._end_badly([work], error)
+        return None
 
-    async def _make_searchable(self, active: StoredVersion, work: Work) -> bool:
-        media_type, document = await asyncio.to_thread(self._reading.read, work.name, work.data)
-        if not await asyncio.to_thread(self._store.advance, work, DocumentState.CHUNKING):
-            return False
-        chunks = await self._work.cut(active.spec, work.name, document)
-        if not await asyncio.to_thread(self._store.advance, work, DocumentState.EMBEDDING):
-            return False
+    async def _make_ready(self, group: list[_Cut]) -> None:
+        """Embed documents together and have them answer; should that fail through their fault, one by one."""
+        try:
+            await self._embed_and_finish(group)
+        except Exception as error:
+            # The run boundary, as above.
+            if len(group) > 1 and not _is_ours(error):
+                for cut in group:
+                    await self._make_ready([cut])
+            else:
+                await self._end_badly([cut.work for cut in group], error)
+
+    async def _embed_and_finish(self, group: list[_Cut]) -> None:
+        active, first = group[0].version, group[0].work
         embedded = await self._work.embed(
             active.spec,
-            work.name,
-            chunks,
-            is_wanted=lambda: asyncio.to_thread(self._store.is_current, work),
+            first.name,
+            [chunk for cut in group for chunk in cut.chunks],
+            is_wanted=lambda: asyncio.to_thread(self._store.is_current, first),
             on_slice=self.pace.embedding,
         )
         if embedded is None:
-            return False
-        if await asyncio.to_thread(self._store.finish, work, media_type, document, embedded, active):
-            return True
-        # Still wanted: another version became active meanwhile.
-        await asyncio.to_thread(self._store.advance, work, DocumentState.QUEUED)
-        return False
+            return
+        parts = embedded.split([len(cut.chunks) for cut in group])
+        finished = [
+            Finished(cut.work, cut.media_type, cut.document, part)
+            for cut, part in zip(group, parts, strict=True)
+        ]
+        done = await asyncio.to_thread(self._store.finish_all, finished, active)
+        for cut, is_done in zip(group, done, strict=True):
+            if not is_done:
+                # If it is wanted still, another version became active meanwhile.
+                await asyncio.to_thread(self._store.advance, cut.work, DocumentState.QUEUED)
+        await self._builder.keep_ready(
+            [cut.work.document_id for cut, is_done in zip(group, done, strict=True) if is_done]
+        )
+
+    async def _end_badly(self, works: list[Work], error: Exception) -> None:
+        """Take documents to `failed`, or back to the queue when the fault is not their own."""
+        for work in works:
+            if _is_ours(error):
+                _log.warning("'%s' goes back to the queue: %s", work.name, error)
+                await self._end(work, DocumentState.QUEUED, None)
+            elif isinstance(error, UnreadableDocument):
+                await self._end(work, DocumentState.FAILED, str(error))
+            elif isinstance(error, StorageFull):
+                await self._end(work, DocumentState.FAILED, f"'{work.name}' could not be indexed: {error}")
+            else:
+                _log.error("'%s' could not be ingested", work.name, exc_info=error)
+                what = f"{type(error).__name__}: {error}"
+                reason = f"'{work.name}' could not be ingested ({what}); please report this"
+                await self._end(work, DocumentState.FAILED, reason)
+        if _is_ours(error):
+            await asyncio.sleep(_RETRY_S)
 
     async def _end(self, work: Work, state: DocumentState, error: str | None) -> None:
         """Record how a document ended; on a full disk, keep trying: the queue must not forget it."""
@@ -162,3 +224,8 @@ class Ingestor:
                 await asyncio.sleep(_RETRY_S)
             else:
                 return
+
+
+def _is_ours(error: Exception) -> bool:
+    """Return whether a failure is not the document's and may pass."""
+    return isinstance(error, RetrievalUnavailable) and not isinstance(error, StorageFull)

@@ -1,31 +1,29 @@
-"""How fast ingestion goes, and how far the document under way is."""
+"""How fast ingestion goes, and how far the documents under way are."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from retrieval.documents import Work
 
 _REMEMBERED = 256
-"""Documents the pace is measured on."""
+"""Groups of documents the pace is measured on."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """The document being ingested."""
+    """The documents being embedded."""
 
-    document_id: str
-    """The document."""
     num_bytes: int
-    """Its size."""
+    """Their size."""
     chunks_done: int
     """Chunks embedded."""
     num_chunks: int
-    """Chunks it makes; 0 until it is cut."""
+    """Chunks they make; 0 until the first are embedded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +41,23 @@ class Pace:
         self.under_way: UnderWay | None = None
 
     @contextlib.contextmanager
-    def document(self, work: Work) -> Iterator[None]:
-        """Count the block as one document's ingestion."""
+    def group(self, works: Sequence[Work]) -> Iterator[None]:
+        """Count the block as the ingestion of documents."""
         started = time.perf_counter()
-        self.under_way = UnderWay(work.document_id, len(work.data), 0, 0)
+        num_bytes = sum(len(work.data) for work in works)
+        self.under_way = UnderWay(num_bytes, 0, 0)
         try:
             yield
         finally:
             seconds = time.perf_counter() - started
-            self._done.append(_Done(seconds, len(work.data), self.under_way.num_chunks))
+            self._done.append(_Done(seconds, num_bytes, self.under_way.num_chunks))
             self.under_way = None
 
     def embedding(self, chunks_done: int, num_chunks: int) -> None:
-        """Note how far the document under way is."""
+        """Note how far the documents under way are."""
         now = self.under_way
         if now is not None:
-            self.under_way = UnderWay(now.document_id, now.num_bytes, chunks_done, num_chunks)
+            self.under_way = UnderWay(now.num_bytes, chunks_done, num_chunks)
 
     def chunks_per_s(self) -> float | None:
         """Return chunks made searchable a second lately; None before any was."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from retrieval import documents, holdings, oplog, records, registry
 from retrieval.database import Database
-from retrieval.documents import StoredText, Work, document_id_of
+from retrieval.documents import Finished, StoredText, Work, document_id_of
 from retrieval.errors import UnknownDocument
 from retrieval.folder_lock import FolderLock
 from retrieval.holdings import Holding
@@ -29,7 +29,16 @@ from retrieval.types import (
 from retrieval.version_tables import Embedded, StoredVersion, prune_terms, rows_of
 from retrieval.versions import VersionInfo, VersionSpec, VersionState
 
-__all__ = ["DATABASE_NAME", "Embedded", "Holding", "Store", "StoredText", "Work", "document_id_of"]
+__all__ = [
+    "DATABASE_NAME",
+    "Embedded",
+    "Finished",
+    "Holding",
+    "Store",
+    "StoredText",
+    "Work",
+    "document_id_of",
+]
 
 DATABASE_NAME = "shard.sqlite3"
 _PRUNE_ROWS = 500
@@ -130,6 +139,12 @@ class Store:
         """
         with self._database.write() as db:
             yield registry.set_state(db, name, VersionState.ACTIVE)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold every other write back until the block ends."""
+        with self._database.write():
+            yield
 
     def drop_version(self, name: str) -> None:
         """Remove a version that does not answer, with its tables."""
@@ -291,10 +306,17 @@ class Store:
             ValueError: The vectors are not the active version's embedder's, or not finite.
             StorageFull: The disk has no room; what answered before still does.
         """
-        version = version or self.version()
-        rows = rows_of(version.spec, embedded)
+        finished = [documents.Finished(work, media_type, document, embedded)]
+        return self.finish_all(finished, version or self.version())[0]
+
+    def finish_all(self, finished: Sequence[Finished], version: StoredVersion) -> list[bool]:
+        """Have documents answer in one transaction; see `finish`, which this does for each."""
+        rows = [rows_of(version.spec, one.embedded) for one in finished]
         with self._database.write() as db:
-            return documents.finish(db, version, work, media_type, document, rows)
+            return [
+                documents.finish(db, version, one.work, one.media_type, one.document, made)
+                for one, made in zip(finished, rows, strict=True)
+            ]
 
     def stored_text(self, document_id: str) -> StoredText | None:
         """Return the text another version's chunks are made of; None when the document does not answer."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from retrieval.embedding_work import ChunkEmbedding, EmbedderOf
 from retrieval.errors import InvalidVersion, RetrievalUnavailable, UnknownVersion, UnreadableDocument
-from retrieval.store import Embedded, Holding, Store
+from retrieval.store import Holding, Store
 from retrieval.types import Chunk
 from retrieval.version_tables import StoredVersion
 from retrieval.versions import VersionSpec, VersionState
@@ -95,16 +95,16 @@ class VersionBuilder:
                 await self._task
             self._task = None
 
-    async def keep_ready(self, document_id: str) -> None:
-        """Put a document that just became ready into the versions that are ready too.
+    async def keep_ready(self, document_ids: list[str]) -> None:
+        """Put documents that just became ready into the versions that are ready too.
 
-        What goes wrong here is not the document's: the version lacks it and catches up later.
+        What goes wrong here is not the documents': the version lacks them and catches up later.
         """
         active = await asyncio.to_thread(self._store.version)
         for version in await self._live(active):
             if version.state is VersionState.READY:
                 try:
-                    await self._fill(active, version, [document_id])
+                    await self._fill(active, version, document_ids)
                 except (RetrievalUnavailable, UnknownVersion) as error:
                     _log.warning("index version '%s' falls behind: %s", version.version_id, error)
         self.notify()
@@ -205,7 +205,11 @@ class VersionBuilder:
         try:
             embedded = await self._work.embed(version.spec, documents[0].name, chunks)
             if embedded is not None:
-                held = _parts(documents, embedded)
+                parts = embedded.split([len(document.chunks) for document in documents])
+                held = [
+                    Holding(document.document_id, document.content_hash, part)
+                    for document, part in zip(documents, parts, strict=True)
+                ]
                 await asyncio.to_thread(self._store.hold, version.number, held)
         except (RetrievalUnavailable, UnknownVersion):
             raise
@@ -221,17 +225,6 @@ class VersionBuilder:
 
     async def _give_up(self, version: StoredVersion, document_id: str, content_hash: str, error: str) -> None:
         await asyncio.to_thread(self._store.give_up, version.number, document_id, content_hash, error)
-
-
-def _parts(documents: list[_Cut], embedded: Embedded) -> list[Holding]:
-    """Return each document's share of chunks embedded together."""
-    parts, start = [], 0
-    for document in documents:
-        stop = start + len(document.chunks)
-        part = Embedded(document.chunks, embedded.vectors_NM[start:stop], embedded.token_codes[start:stop])
-        parts.append(Holding(document.document_id, document.content_hash, part))
-        start = stop
-    return parts
 
 
 def copyable(source: VersionSpec, target: VersionSpec) -> bool:

@@ -56,6 +56,15 @@ class Embedded:
     token_codes: Sequence[bytes] = ()
     """One a chunk where the version keeps token vectors, else empty."""
 
+    def split(self, counts: Sequence[int]) -> list[Embedded]:
+        """Return the parts of documents that were embedded together, by their numbers of chunks."""
+        parts, start = [], 0
+        for count in counts:
+            here = slice(start, start + count)
+            parts.append(Embedded(self.chunks[here], self.vectors_NM[here], self.token_codes[here]))
+            start += count
+        return parts
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:

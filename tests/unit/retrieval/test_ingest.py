@@ -209,3 +209,42 @@ async def test_queue_is_resumed_after_reopening(tmp_path: Path) -> None:
 async def test_chunks_the_embedder_would_cut_are_refused_at_opening(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="chunk_tokens=180 and 2 special tokens do not fit the 128"):
         await LocalRetrieval.open(tmp_path, RetrievalConfig(), HashEmbedder(max_tokens=128))
+
+
+async def test_queued_documents_are_embedded_together(
+    retrieval: LocalRetrieval, embedder: GatedEmbedder
+) -> None:
+    embedder.gate.clear()
+    first = await retrieval.add("first.txt", b"fig")
+    await asyncio.wait_for(embedder.entered.wait(), WAIT_S)
+    names = [f"{number}.txt" for number in range(20)]
+    added = [await retrieval.add(name, f"apple of {name}".encode()) for name in names]
+    blank = await retrieval.add("blank.txt", b" ")
+    calls = embedder.passage_calls
+    embedder.gate.set()
+    settled = await retrieval.wait_ready(
+        [document.document_id for document in (first, *added, blank)], timeout_s=WAIT_S
+    )
+    assert [document.state for document in settled] == [DocumentState.READY] * 21 + [DocumentState.FAILED]
+    assert embedder.passage_calls - calls < 10
+
+
+async def test_one_document_that_cannot_be_embedded_fails_alone(
+    retrieval: LocalRetrieval, embedder: GatedEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def embed(texts: Sequence[str]) -> np.ndarray:
+        await embedder.gate.wait()
+        if any("poison" in text for text in texts):
+            raise ZeroDivisionError("poisoned")
+        return await HashEmbedder().embed_passages(texts)
+
+    monkeypatch.setattr(embedder, "embed_passages", embed)
+    embedder.gate.clear()
+    texts = ["one", "two", "poison", "four", "five"]
+    added = [await retrieval.add(f"{text}.txt", text.encode()) for text in texts]
+    await asyncio.sleep(0.3)  # All are read by now.
+    embedder.gate.set()
+    settled = await retrieval.wait_ready([document.document_id for document in added], timeout_s=WAIT_S)
+    failed = [document for document in settled if document.state is DocumentState.FAILED]
+    assert [document.name for document in failed] == ["poison.txt"]
+    assert "ZeroDivisionError: poisoned" in (failed[0].error or "")
