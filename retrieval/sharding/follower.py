@@ -18,6 +18,7 @@ BATCH_OPS = 256
 _LONG_POLL_S = 5.0
 """How long the primary may hold a pull until there is something new."""
 _RETRY_S = 0.2
+_POLL_S = 0.01
 
 Pull = Callable[[int, str, float], Awaitable[Changes]]
 """Asks the primary: log position here, its mark, seconds it may wait for something new."""
@@ -45,6 +46,7 @@ class Follower:
         self._turn = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._known: tuple[object, ...] = ()
+        self._has_versions = bool(store.stored_versions())
 
     def start(self) -> None:
         """Begin to follow on the running event loop."""
@@ -60,20 +62,28 @@ class Follower:
             self._task = None
 
     async def reach(self, seq: int, timeout_s: float) -> None:
-        """Return once the replica has reached a log position.
+        """Return once the replica has the versions of its primary and has reached a log position.
 
         Raises:
             IndexUnavailable: It has not within `timeout_s`, or the primary cannot be asked.
         """
+        if self._has_versions and self._store.seq() >= seq:
+            return
         try:
             async with asyncio.timeout(timeout_s):
-                while await asyncio.to_thread(self._store.seq) < seq:
+                while not self._has_versions or self._store.seq() < seq:
                     if not await self._step(0.0):
-                        await asyncio.sleep(0.01)
+                        await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
             raise IndexUnavailable(
                 f"the replica did not reach log position {seq:,} within {timeout_s:g} s; ask its primary"
             ) from error
+
+    async def see_active(self, version: str) -> None:
+        """Pull until this version is the active one here too."""
+        while not self._has_versions or self._store.version().version_id != version:
+            if not await self._step(0.0):
+                await asyncio.sleep(_POLL_S)
 
     async def _run(self) -> None:
         while True:
@@ -103,6 +113,7 @@ class Follower:
             await asyncio.to_thread(self._apply, batch)
             if self._about(batch) != self._known:
                 self._known = self._about(batch)
+                self._has_versions = bool(batch.versions)
                 self._on_versions()
         return bool(batch.ops)
 

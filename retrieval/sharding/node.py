@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,6 +16,7 @@ from retrieval.errors import IndexUnavailable
 from retrieval.service import LocalRetrieval
 from retrieval.sharding.epochs import Epoch
 from retrieval.sharding.follower import Follower
+from retrieval.sharding.held_transaction import HeldTransaction
 from retrieval.sharding.log_side import LogSide
 from retrieval.sharding.shard_copy import Answered, Call, Changes, ShardCopy
 from retrieval.sharding.switch_side import SwitchSide
@@ -68,7 +68,7 @@ class ShardNode:
         self._peer = peer
         self._standalone = standalone
         self._changing = asyncio.Lock()
-        self._held: contextlib.AsyncExitStack | None = None
+        self._held: HeldTransaction | None = None
         self._seeding: asyncio.Task[None] | None = None
         self._follower: Follower | None = None
         self._methods: dict[str, Callable[..., Awaitable[Any]]] = {}
@@ -142,7 +142,7 @@ class ShardNode:
             raise IndexUnavailable("this copy of the shard is being filled; ask another one")
         try:
             async with asyncio.timeout(timeout_s):
-                if call.min_seq and self._follower is not None:
+                if self._follower is not None:
                     await self._follower.reach(call.min_seq, timeout_s)
                 value = await method(*call.args, **call.kwargs)
         except TimeoutError as error:
@@ -201,12 +201,11 @@ class ShardNode:
     # A reshard: hold writes back, refuse them for good, or take over.
 
     async def shut(self, lease_s: float) -> None:
-        """Hold the ingestion and every write back until `move`, or until the lease ends."""
+        """Hold every write back, the ingestion's too, until `move` or until the lease ends."""
         await self._release()
-        held = contextlib.AsyncExitStack()
-        await held.enter_async_context(self.local.ingestor.caught_up())
         await self.local.gate.shut(lease_s)
-        self._held = held
+        self._held = HeldTransaction(self.local.store.held, lease_s)
+        await self._held.begin()
 
     async def move(self, moved: bool) -> None:
         """Refuse every write from now on, or let them through again."""
@@ -218,6 +217,8 @@ class ShardNode:
 
     async def enter_epoch(self, epoch: Epoch) -> None:
         """Answer from a version whose switch was committed; see `SwitchSide.enter_epoch`."""
+        if self._follower is not None:
+            await self._follower.see_active(epoch.version)
         await self._switching.enter_epoch(epoch, self.is_primary)
 
     async def found(self, versions: Sequence[VersionInfo], epoch: Epoch) -> None:
@@ -279,7 +280,7 @@ class ShardNode:
     async def _release(self) -> None:
         held, self._held = self._held, None
         if held is not None:
-            await held.aclose()
+            await held.end(commit=False)
 
 
 _OWN: dict[type, tuple[str, ...]] = {

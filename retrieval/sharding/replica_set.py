@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from retrieval.config import RetrievalConfig
-from retrieval.errors import IndexUnavailable, ShardRestarting, UnknownDocument
+from retrieval.errors import IndexUnavailable, ShardRestarting, UnknownDocument, UnknownVersion
 from retrieval.reader import Candidates, TermStats
 from retrieval.sharding.latency import Latency
 from retrieval.sharding.shard_copy import Answered, Call, ShardCopy
@@ -52,7 +52,6 @@ class ReplicaSet:
         self._primary = primary
         self._config = config
         self._floor = 0
-        self._seqs: dict[int, int] = dict.fromkeys(self._copies, 0)
         self._failed_at: dict[int, float] = {}
         self._turn = itertools.count()
         self._latency: dict[str, Latency] = defaultdict(lambda: Latency(config.min_hedge_ms / 1000))
@@ -133,8 +132,15 @@ class ReplicaSet:
         return await self._read(call, patience_s)
 
     async def read(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Return what a method of some copy returns that is not behind the last write."""
-        return await self._read(Call(method, args, kwargs))
+        """Return what a method of the primary returns, or of another copy where that does not answer."""
+        call = Call(method, args, kwargs)
+        errors: list[IndexUnavailable] = []
+        for slot in sorted(self._copies, key=lambda slot: slot != self._primary):
+            try:
+                return (await self._copies[slot].answer(call, self._config.call_timeout_s)).value
+            except IndexUnavailable as error:
+                errors.append(error)
+        raise errors[0]
 
     async def delete(self, document_id: str, tenant: str) -> None:
         """Remove a document; an attempt that died with the primary may have removed it already."""
@@ -177,7 +183,6 @@ class ReplicaSet:
                     raise
                 await asyncio.sleep(_RETRY_S)
             else:
-                self._seqs[slot] = answered.seq
                 return answered
 
     def _wanted(self, requests: Sequence[SearchRequest]) -> int:
@@ -205,7 +210,7 @@ class ReplicaSet:
         end = time.monotonic() + (self._config.call_timeout_s if deadline_s is None else deadline_s)
         while True:
             try:
-                return await self._first_answer(call, deque(self._order(call.min_seq)), end)
+                return await self._first_answer(call, deque(self._order()), end)
             except ShardRestarting:
                 if end - time.monotonic() <= _RETRY_S:
                     raise
@@ -214,15 +219,11 @@ class ReplicaSet:
     def _rests(self, slot: int) -> bool:
         return time.monotonic() - self._failed_at.get(slot, -_REST_S) < _REST_S
 
-    def _order(self, min_seq: int) -> list[int]:
-        """Return the slots to ask: healthy and up to date ones first, and among those each in turn."""
+    def _order(self) -> list[int]:
+        """Return the slots to ask: each in turn, those that failed a moment ago last."""
         slots = list(self._copies)
         start = next(self._turn) % len(slots)
-        # The primary is up to date whatever was last heard of it.
-        return sorted(
-            slots[start:] + slots[:start],
-            key=lambda slot: (self._rests(slot), slot != self._primary and self._seqs[slot] < min_seq),
-        )
+        return sorted(slots[start:] + slots[:start], key=self._rests)
 
     async def _first_answer(self, call: Call, waiting: deque[int], end: float) -> tuple[int, Any]:
         """Return (slot, answer) of the copy that answers first; the calls of the others are cancelled."""
@@ -252,8 +253,12 @@ class ReplicaSet:
                         self._failed_at[slot] = time.monotonic()
                         errors.append(error)
                         continue
+                    except UnknownVersion:
+                        # A replica may not have heard of it yet; the primary knows.
+                        if slot == self._primary or not (waiting or started):
+                            raise
+                        continue
                     latency.add(time.monotonic() - began)
-                    self._seqs[slot] = max(self._seqs[slot], answered.seq)
                     return slot, answered.value
         finally:
             for task in started:

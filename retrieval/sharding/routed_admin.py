@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from retrieval.admin import IngestProgress, RecallEstimate, SegmentReport, SnapshotInfo, VersionChange
-from retrieval.errors import IngestTimeout, InvalidVersion, UnknownVersion
+from retrieval.errors import IngestTimeout, InvalidDocument, InvalidVersion, UnknownVersion
+from retrieval.restore import FORMAT, INDEX_FILE, shard_folder
+from retrieval.sharding.durable_json import write_json
 from retrieval.sharding.epochs import Epoch
 from retrieval.sharding.index_views import IndexViews
 from retrieval.sharding.replica_set import ReplicaSet
 from retrieval.sharding.topology import CurrentTopology, all_of, gathered
-from retrieval.sharding.version_switch import switch
+from retrieval.sharding.version_switch import switch, tell
 from retrieval.types import DEFAULT_TENANT, Record
 from retrieval.versions import VersionInfo, VersionState
 
@@ -74,7 +77,9 @@ class RoutedAdmin:
         async with self._changing:
             shards = self._topology.now.shards
             if len(shards) == 1:
-                return await shards[0].write("switch", version, patience_s=_LONG_S)
+                info = await shards[0].write("switch", version, patience_s=_LONG_S)
+                await tell(shards, await shards[0].write("epoch"))
+                return info
             return await self._switch_all(shards, await self._version(version))
 
     async def _switch_all(self, shards: Sequence[ReplicaSet], info: VersionInfo) -> VersionInfo:
@@ -159,7 +164,24 @@ class RoutedAdmin:
 
     async def snapshot(self, folder: Path) -> SnapshotInfo:
         """Copy the whole index, as of one moment a shard, into an empty or absent folder."""
-        raise NotImplementedError
+        shards = self._topology.now.shards
+        if len(shards) == 1:
+            return await shards[0].write("snapshot", folder, patience_s=_LONG_S)
+        if await asyncio.to_thread(_holds_something, folder):
+            raise InvalidDocument(f"the snapshot folder '{folder}' is not empty; give a new one")
+        async with self._changing:
+            try:
+                infos: list[SnapshotInfo] = await gathered(
+                    shard.write("snapshot", shard_folder(folder, number), patience_s=_LONG_S)
+                    for number, shard in enumerate(shards)
+                )
+                values = {"format": FORMAT, "num_shards": len(shards)}
+                await asyncio.to_thread(write_json, folder / INDEX_FILE, values)
+            except BaseException:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+                raise
+        seqs = {name: seq for info in infos for name, seq in info.seqs.items()}
+        return SnapshotInfo(folder, seqs, sum(info.num_bytes for info in infos))
 
     async def export(
         self, *, library: str | None = None, tenant: str = DEFAULT_TENANT, batch: int = 256
@@ -187,6 +209,10 @@ class RoutedAdmin:
                 return info
         here = ", ".join(f"'{info.version_id}'" for info in infos)
         raise UnknownVersion(f"no index version or alias '{name}'; there are {here}")
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
 
 
 def _joined(one: VersionInfo, other: VersionInfo) -> VersionInfo:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from pathlib import Path
 
 from retrieval.errors import IndexUnavailable, InvalidVersion, RetrievalError
 from retrieval.service import LocalRetrieval
 from retrieval.sharding.epochs import Epoch, EpochLedger
+from retrieval.sharding.held_transaction import HeldTransaction
 from retrieval.versions import VersionState
 
 _log = logging.getLogger(__name__)
 
 _ENTER_RETRY_S = 0.5
+_TRIES = 20
+"""How often a version that a document overtook is brought up to date before a switch is refused."""
 
 
 class SwitchSide:
@@ -85,7 +87,7 @@ class SwitchSide:
             InvalidVersion: The version lacks documents, or another switch is under way or came first.
             UnknownVersion: It is not here.
         """
-        if self._prepared is not None and not self._prepared.ended.is_set():
+        if self._prepared is not None and not self._prepared.ended:
             if self._prepared.epoch == epoch:
                 return  # A call that was repeated.
             raise InvalidVersion(
@@ -160,73 +162,55 @@ class SwitchSide:
                 return
 
 
-class _NotCommitted(Exception):
-    """The switch was undone, or its lease ended."""
-
-
 class _Prepared:
-    """An open transaction in which a version is active; it ends when told to, or with its lease."""
+    """An open transaction in which a version is active, with everything else that holds writes back."""
 
     def __init__(self, local: LocalRetrieval, epoch: Epoch, lease_s: float) -> None:
         self.epoch = epoch
-        self.ended = asyncio.Event()
         self._local = local
         self._lease_s = lease_s
-        self._loop = asyncio.get_running_loop()
         self._held = contextlib.AsyncExitStack()
-        self._begun: asyncio.Future[None] = self._loop.create_future()
-        self._told = threading.Event()
-        self._commit = False
-        self._error: BaseException | None = None
-        self._waiting: asyncio.Task[None] | None = None
+        self._transaction = self._new_transaction()
+        self._releasing: asyncio.Task[None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Return whether the transaction has ended."""
+        return self._transaction.ended.is_set()
 
     async def begin(self) -> None:
-        """Hold the ingestion and the records back, let the version take in what came last, and open it."""
+        """Hold back versions' building and records, let the version take in what came last, and open it."""
         stored = await asyncio.to_thread(self._local.store.version, self.epoch.version)
         await self._local.embedders.try_load(stored.spec)
         async with contextlib.AsyncExitStack() as held:
             await held.enter_async_context(self._local.ingestor.caught_up())
             await self._local.gate.shut(self._lease_s)
             held.callback(self._local.gate.open)
-            await self._local.ingestor.catch_up()
-            threading.Thread(target=self._run, name="prepared-switch", daemon=True).start()
-            await self._begun
+            for left in reversed(range(_TRIES)):
+                await self._local.ingestor.catch_up()
+                try:
+                    await self._transaction.begin()
+                    break
+                except InvalidVersion:  # A document became ready between the two.
+                    if not left:
+                        raise
+                    self._transaction = self._new_transaction()
             self._held = held.pop_all()
-        self._waiting = asyncio.create_task(self._release())
+        self._releasing = asyncio.create_task(self._release())
 
     async def end(self, *, commit: bool) -> None:
         """Commit or undo, and wait for it; nothing happens once the lease has ended."""
-        self._commit = commit
-        self._told.set()
-        if self._waiting is not None:
-            await asyncio.shield(self._waiting)
-        if commit and self._error is not None:
-            raise self._error
+        try:
+            await self._transaction.end(commit=commit)
+        finally:
+            if self._releasing is not None:
+                await asyncio.shield(self._releasing)
+
+    def _new_transaction(self) -> HeldTransaction:
+        return HeldTransaction(lambda: self._local.store.switching(self.epoch.version), self._lease_s)
 
     async def _release(self) -> None:
-        await self.ended.wait()
+        await self._transaction.ended.wait()
         self._local.forget_active()
         await self._held.aclose()
-
-    def _run(self) -> None:
-        error: BaseException | None = None
-        try:
-            with self._local.store.switching(self.epoch.version):
-                self._loop.call_soon_threadsafe(self._begin_done, None)
-                if not (self._told.wait(self._lease_s) and self._commit):
-                    raise _NotCommitted
-        except _NotCommitted:
-            error = None
-        except BaseException as raised:  # Handed to the task that waits in `begin` or `end`.
-            error = raised
-        self._error = error
-        self._loop.call_soon_threadsafe(self._begin_done, error)
-        self._loop.call_soon_threadsafe(self.ended.set)
-
-    def _begin_done(self, error: BaseException | None) -> None:
-        if self._begun.done():
-            return
-        if error is None:
-            self._begun.set_result(None)
-        else:
-            self._begun.set_exception(error)
+        self._local.ingestor.notify(versions=True)

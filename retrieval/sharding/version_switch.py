@@ -49,7 +49,7 @@ async def newest_epoch(shards: Sequence[ReplicaSet]) -> Epoch:
 async def settle(shards: Sequence[ReplicaSet]) -> Epoch:
     """Bring every shard to the newest switch that was committed, and return it."""
     epoch = await newest_epoch(shards)
-    await _tell(shards, epoch)
+    await tell(shards, epoch)
     return epoch
 
 
@@ -76,7 +76,7 @@ async def switch(shards: Sequence[ReplicaSet], version_id: str, reason: Reason =
         await _end_prepared(shards, epoch, commit=False)
         raise
     await _commit(shards, epoch)
-    await _tell(shards, epoch)
+    await tell(shards, epoch)
     return epoch
 
 
@@ -102,7 +102,7 @@ async def _end_prepared(shards: Sequence[ReplicaSet], epoch: Epoch, *, commit: b
             _log.warning("%s undoes the switch by itself: %s", shard.name, error)
 
 
-async def _tell(shards: Sequence[ReplicaSet], epoch: Epoch) -> None:
+async def tell(shards: Sequence[ReplicaSet], epoch: Epoch) -> None:
     """Have every copy answer from the version; a copy that cannot be told is told by a later `settle`."""
     told = await asyncio.gather(
         *(
