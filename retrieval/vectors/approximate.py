@@ -46,9 +46,9 @@ _TRAINING_ROWS_A_LIST = 64
 _CLUSTERING_ROUNDS = 8
 _RABITQ_QUERY_BITS = 4
 """Bits a number of the query is rounded to; 0 (exact) is eighty times slower for half a point of recall."""
-_FILTERED_FACTOR = 2
-"""A filtered query sees this many times the rows and candidates: what is kept may lie far from it, where
-codes tell neighbours apart less well than where the tuner looked."""
+_FILTERED_RERANK = 2
+"""A filtered query scores this many times the candidates: what is kept may lie far from it, where codes tell
+neighbours apart less well than where the tuner looked."""
 _TUNED_K = 10
 _ROW_US: dict[str, float] = {"ivf_sq8": 0.047, "ivf_pq": 0.0055, "rabitq": 0.024, "hnsw": 0.6}
 """Microseconds a visited row takes one core at 384 dimensions."""
@@ -106,7 +106,7 @@ class ApproximateBase:
         if not len(queries_QD):
             return exact.padded(0, k)
         faiss_runtime.prepare(self._num_threads)
-        rerank = effort.rerank if keep is None else _FILTERED_FACTOR * effort.rerank
+        rerank = effort.rerank if keep is None else _FILTERED_RERANK * effort.rerank
         wanted = min(num_candidates(k, rerank), len(self.matrix_ND))
         if keep is None:
             _, positions_QC = self._index.search(
@@ -138,7 +138,7 @@ class ApproximateBase:
         with self._lock:
             if self._probing is None:
                 self._probing = ListProbing(self._index)
-        num_seen = round(min(_FILTERED_FACTOR * probes / self.max_probes, 1.0) * len(keep))
+        num_seen = round(min(probes / self.max_probes, 1.0) * len(keep))
         return self._probing.probes(queries_QD, keep, num_seen)
 
     def _parameters(self, probes: int, wanted: int, selector: Any = None) -> Any:

@@ -20,6 +20,10 @@ import numpy as np
 from retrieval.vectors.faiss_runtime import api as faiss
 
 _MAX_COUNTED = 16
+_FAR = 1.2
+"""Probes over those of an even spread from which a query counts as far from what is kept."""
+_FAR_FACTOR = 2
+"""Times the rows a far query sees: recall@10 0.945 without, 0.965 with it (contract suite, one half-space)."""
 
 
 class ListProbing:
@@ -42,7 +46,7 @@ class ListProbing:
         self._lock = Lock()
 
     def probes(self, queries_QD: np.ndarray, keep: np.ndarray, num_seen: int) -> np.ndarray:
-        """Return int64[Q]: lists each query visits to see `num_seen` kept rows, rounded up to powers of two.
+        """Return int64[Q]: lists each query visits to see `num_seen` kept rows, rounded up to few numbers.
 
         Args:
             queries_QD: float32[Q, D].
@@ -54,7 +58,12 @@ class ListProbing:
         order_QL = np.argsort(-(queries_QD @ self._centroids_LD.T), axis=1)
         seen_QL = np.cumsum(self._kept_by_list(keep)[order_QL], axis=1)
         needed_Q = 1 + (seen_QL < num_seen).sum(axis=1)
-        rounded_Q = 1 << np.ceil(np.log2(needed_Q)).astype(np.int64)
+        # A query that must go farther than an even spread of kept rows would send it lies far from them all,
+        # where lists tell less of distance: it sees more.
+        is_far_Q = needed_Q > _FAR * len(self._centroids_LD) * num_seen / max(1, np.count_nonzero(keep))
+        needed_Q[is_far_Q] = 1 + (seen_QL[is_far_Q] < _FAR_FACTOR * num_seen).sum(axis=1)
+        # To quarters of an octave: queries of equal probes are searched together.
+        rounded_Q = np.ceil(2 ** (np.ceil(4 * np.log2(needed_Q)) / 4)).astype(np.int64)
         return np.minimum(rounded_Q, len(self._centroids_LD))
 
     def _kept_by_list(self, keep: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Picks the search effort of an approximate base: the cheapest on a grid that reaches the recall floor.
 
 Rows of the matrix serve as held-out queries (each one's own row is left out of its answer), unless real
-queries are given. For every rerank of the grid the fewest probes that reach the floor are found by halving,
-since recall grows with probes. What is not beaten in both recall and time is the Pareto front.
+queries are given. The grid is walked along its border: from the largest rerank and one probe upwards to the
+first that reaches the floor, then on with the next smaller rerank, which never needs fewer probes. What is
+not beaten in both recall and time is the Pareto front.
 
 FAISS's own `AutoTune` knows neither the exact rerank outside it nor CAGRA.
 
@@ -22,7 +23,7 @@ from retrieval.vectors.types import SearchEffort, VectorBase
 
 K = 10
 _NUM_QUERIES = 256
-_RERANKS = (2, 4, 8, 16, 40)
+_RERANKS = (40, 16, 8, 4, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +95,13 @@ def tune(
         # A grid has many chances to look good on one sample: only what clears the floor by an error counts.
         return point.recall >= min(floor + point.error, 1.0)
 
-    steps = _probe_steps(base.max_probes)
+    steps, first = _probe_steps(base.max_probes), 0
     for rerank in _RERANKS:
-        low, high = 0, len(steps) - 1
-        if not reaches(tried(steps[high], rerank)):
-            continue
-        while low < high:
-            middle = (low + high) // 2
-            if reaches(tried(steps[middle], rerank)):
-                high = middle
-            else:
-                low = middle + 1
-        tried(steps[low], rerank)
+        enough = (step for step in range(first, len(steps)) if reaches(tried(steps[step], rerank)))
+        found = next(enough, None)
+        if found is None:
+            break
+        first = found
     reaching = [point for point in points.values() if reaches(point)]
     if reaching:
         best = min(reaching, key=lambda point: point.query_us)

@@ -23,7 +23,8 @@ from retrieval.vectors import (
 
 CPU_KINDS = ("exact", "ivf_sq8", "ivf_pq", "rabitq", "hnsw")
 GPU_KINDS = ("gpu_flat", "gpu_ivf", "gpu_cagra")
-SETTINGS = VectorSettings(num_threads=1, gather_max_rows=0)
+# Tuned above the 0.95 asserted: forty queries are a small sample, and the tuner's choice goes by measured time.
+SETTINGS = VectorSettings(num_threads=1, gather_max_rows=0, recall_floor=0.97)
 NUM_ROWS, DIM, NUM_QUERIES, K = 6000, 48, 40, 10
 KINDS = [*CPU_KINDS, *(pytest.param(kind, marks=pytest.mark.gpu) for kind in GPU_KINDS)]
 
@@ -78,7 +79,7 @@ def test_tuned_base_reaches_the_floor_on_queries_it_has_not_seen(kind):
     scores, positions = base.search(QUERIES, K, None)
     assert scores.dtype == np.float32
     assert positions.dtype == np.int64
-    assert recall(positions, truth(None)[1]) >= (1.0 if kind == "exact" else 0.93)
+    assert recall(positions, truth(None)[1]) >= (1.0 if kind == "exact" else 0.95)
     if kind != "exact":
         assert base.measured_recall is not None
         assert base.measured_recall >= SETTINGS.recall_floor
