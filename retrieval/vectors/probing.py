@@ -23,7 +23,7 @@ _MAX_COUNTED = 16
 _FAR = 1.2
 """Probes over those of an even spread from which a query counts as far from what is kept."""
 _FAR_FACTOR = 2
-"""Times the rows a far query sees: recall@10 0.945 without, 0.965 with it (contract suite, one half-space)."""
+"""Times the rows a far query sees: recall@10 0.945 without, 0.965 with it (contract suite, half-space)."""
 
 
 class ListProbing:

@@ -23,7 +23,7 @@ from retrieval.vectors import (
 
 CPU_KINDS = ("exact", "ivf_sq8", "ivf_pq", "rabitq", "hnsw")
 GPU_KINDS = ("gpu_flat", "gpu_ivf", "gpu_cagra")
-# Tuned above the 0.95 asserted: forty queries are a small sample, and the tuner's choice goes by measured time.
+# Tuned above the 0.95 asserted: forty queries are few, and the tuner's choice goes by measured time.
 SETTINGS = VectorSettings(num_threads=1, gather_max_rows=0, recall_floor=0.97)
 NUM_ROWS, DIM, NUM_QUERIES, K = 6000, 48, 40, 10
 KINDS = [*CPU_KINDS, *(pytest.param(kind, marks=pytest.mark.gpu) for kind in GPU_KINDS)]
