@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import graspologic_native
 
-from retrieval.graph.entities import Graph
+from retrieval.graph.entities import FoundEntity, Graph
 from retrieval.graph.types import Community
 
 MAX_COMMUNITY_CHUNKS = 50
@@ -130,57 +130,74 @@ def read(db: sqlite3.Connection, number: int, scope_id: int, level: int) -> list
     Entities whose last mention is gone are left out, and so is a community without any left.
     """
     graph = Graph(db, number, [scope_id])
-    rows = db.execute(
+    places = db.execute(
         f"SELECT c.community_id, c.level, c.parent_id FROM graph_communities_{number} AS c"
-        " WHERE c.scope_id=:scope AND (c.level=:level OR (c.level<:level AND NOT EXISTS ("
-        f"SELECT 1 FROM graph_communities_{number} AS f"
-        " WHERE f.scope_id=:scope AND f.parent_id=c.community_id)))",
+        " WHERE c.scope_id=:scope AND (c.level=:level OR (c.level<:level AND c.community_id NOT IN ("
+        f"SELECT parent_id FROM graph_communities_{number}"
+        " WHERE scope_id=:scope AND parent_id IS NOT NULL)))",
         {"scope": scope_id, "level": level},
     ).fetchall()
-    found = [_community(graph, scope_id, *row) for row in rows]
-    live = [community for community in found if community.entities]
-    return sorted(live, key=lambda one: (-one.num_chunks, one.community_id))
+    # Divided or not, an entity is in one of these communities only.
+    home = dict(
+        map(
+            tuple,
+            db.execute(
+                f"SELECT key, community_id FROM graph_members_{number} WHERE scope_id=?"
+                " AND community_id IN (SELECT value FROM json_each(?))",
+                (scope_id, json.dumps([place[0] for place in places])),
+            ),
+        )
+    )
+    members: dict[str, list[FoundEntity]] = defaultdict(list)
+    for key, one in graph.entities(home).items():
+        members[home[key]].append(one)
+    told = _inner_relations(graph, home)
+    chunk_ids = graph.chunk_ids(row_id for found in members.values() for one in found for row_id in one.uses)
+    communities = [
+        _community(community_id, level, parent_id, members[community_id], told[community_id], chunk_ids)
+        for community_id, level, parent_id in map(tuple, places)
+        if community_id in members
+    ]
+    return sorted(communities, key=lambda one: (-one.num_chunks, one.community_id))
+
+
+def _inner_relations(graph: Graph, home: Mapping[str, str]) -> dict[str, list[tuple]]:
+    """Return, by community, the relations whose ends are both in it."""
+    told: dict[str, list[tuple]] = defaultdict(list)
+    rows = graph.db.execute(
+        f"SELECT source, target, label, sum(weight) FROM graph_relations_{graph.number}"
+        " WHERE scope_id IN (SELECT value FROM json_each(?)) GROUP BY 1, 2, 3 ORDER BY 1, 2, 3",
+        (graph.scopes,),
+    )
+    for row in rows:
+        community_id = home.get(graph.resolved(row[0]))
+        if community_id is not None and community_id == home.get(graph.resolved(row[1])):
+            told[community_id].append(tuple(row))
+    return told
 
 
 def _community(
-    graph: Graph, scope_id: int, community_id: str, level: int, parent_id: str | None
+    community_id: str,
+    level: int,
+    parent_id: str | None,
+    members: Sequence[FoundEntity],
+    told: Sequence[tuple],
+    chunk_ids: Mapping[int, str],
 ) -> Community:
-    keys = graph.db.execute(
-        f"SELECT key FROM graph_members_{graph.number} WHERE scope_id=? AND community_id=?",
-        (scope_id, community_id),
-    )
-    found = graph.entities([row[0] for row in keys])
-    shared: dict[int, int] = defaultdict(int)
-    for one in found.values():
-        for row_id in one.uses:
-            shared[row_id] += 1
+    shared = Counter(row_id for one in members for row_id in one.uses)
     ordered = sorted(shared, key=lambda row_id: (-shared[row_id], row_id))
-    chunk_ids = graph.chunk_ids(ordered)
-    entities = sorted(
-        (one.entity for one in found.values()), key=lambda entity: (-entity.num_chunks, entity.key)
-    )
+    entities = sorted((one.entity for one in members), key=lambda entity: (-entity.num_chunks, entity.key))
+    # What a report about the community is written from.
+    basis = [told, [entity.key for entity in entities], sorted(chunk_ids[row_id] for row_id in ordered)]
     return Community(
         community_id=community_id,
         level=level,
         parent_id=parent_id,
-        digest=_digest(graph, list(found), chunk_ids.values()),
+        digest=hashlib.sha256(json.dumps(basis).encode()).hexdigest()[:16],
         entities=tuple(entities),
         chunk_ids=tuple(chunk_ids[row_id] for row_id in ordered[:MAX_COMMUNITY_CHUNKS]),
         num_chunks=len(ordered),
     )
-
-
-def _digest(graph: Graph, keys: list[str], chunk_ids: Iterable[str]) -> str:
-    """Hash what a report about a community is written from."""
-    rows = graph.db.execute(
-        "SELECT r.source, r.target, r.label, sum(r.weight) FROM json_each(:scopes) AS s"
-        f" CROSS JOIN json_each(:names) AS k CROSS JOIN graph_relations_{graph.number} AS r"
-        " ON r.scope_id=s.value AND r.source=k.value"
-        " WHERE r.target IN (SELECT value FROM json_each(:names)) GROUP BY 1, 2, 3 ORDER BY 1, 2, 3",
-        {"scopes": graph.scopes, "names": json.dumps(graph.names_of(keys))},
-    )
-    told = [list(map(tuple, rows)), sorted(keys), sorted(chunk_ids)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def _community_id(level: int, keys: Iterable[str]) -> str:

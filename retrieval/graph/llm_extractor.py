@@ -76,7 +76,7 @@ def parsed(answer: str, text: str) -> Extraction:
         if not key or len(name) > MAX_NAME_CHARS or f" {_plain(name)} " not in spoken:
             return None
         if key not in mentions or (description and mentions[key].description is None):
-            count = max(1, spoken.count(f" {_plain(name)} "))
+            count = len(re.findall(f"(?<= ){re.escape(_plain(name))}(?= )", spoken))
             mentions[key] = Mention(name, "name" if name != name.lower() else "term", count, description)
         return key
 

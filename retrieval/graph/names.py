@@ -29,25 +29,18 @@ STARTERS = STOP_WORDS | frozenset(_OPENINGS.split())
 _MONTHS = """
 january february march april may june july august september october november december monday tuesday
 wednesday thursday friday saturday sunday"""
-_NO_NAMES = frozenset(_MONTHS.split()) | {
-    "gb",
-    "mb",
-    "kb",
-    "tb",
-    "gib",
-    "mib",
-    "kib",
-    "ghz",
-    "mhz",
-    "am",
-    "pm",
-}
+_UNITS = "gb mb kb tb gib mib kib ghz mhz am pm"
+_NO_NAMES = frozenset(f"{_MONTHS} {_UNITS} north south east west jr sr".split())
+_HONORIFICS = "chairman ceo president dr mr mrs ms prof professor senator judge sir"
+HONORIFICS = frozenset(_HONORIFICS.split())
+"""Words before a person's name that are no part of it."""
 _SEPARATORS = re.compile(r"[\s_\-\u2010-\u2015/]+")
 _EDGES = re.compile(r"^\W+|[^\w+]+$")
 _POSSESSIVE = re.compile(r"['\u2019]s?$")
 _PLURAL_ACRONYM = re.compile(r"\b([A-Z]{2,})s\b")
 _PLURAL = re.compile(r"[^\W\d_]{3}[^siu\W]s$")
 _ARTICLE = re.compile(r"^(?:the|an?) ")
+_COMPOUND = re.compile(r"(?:single|multi|non|pre|post|per|cross|intra|inter|sub|co|anti|self|all|first|top)-")
 _TAIL = re.compile(r"-(?:based|like|style|aware|trained|only|driven|powered|specific|compatible)$")
 
 
@@ -60,7 +53,9 @@ def entity_key(name: str) -> str:
 
 
 def name_part(word: str) -> tuple[str, int]:
-    """Return the part of a word that names, and its length: `RAG` of `RAG-based`, `Lewis` of `Lewis's`."""
+    """Return the part of a word that names, and its length: `RAG` of `RAG-based`, none of `single-GPU`."""
+    if _COMPOUND.match(word):
+        return "", len(word)
     bare = _TAIL.sub("", _POSSESSIVE.sub("", word))
     return bare, len(bare)
 
@@ -75,6 +70,6 @@ def unambiguous(word: str) -> bool:
     return any(char.isupper() for part in parts for char in part[1:]) or capitals >= 2
 
 
-def is_date_or_unit(words: Sequence[str]) -> bool:
-    """Return whether words are a date or a unit and no name."""
+def is_no_name(words: Sequence[str]) -> bool:
+    """Return whether capitalised words are only dates, units or directions."""
     return all(word.lower() in _NO_NAMES or word.isdigit() for word in words)

@@ -20,6 +20,7 @@ _OR = re.compile(
     r"\b([^.;:(),]{4,90}), (?:or|abbreviated(?: as)?|shortened to|(?:also |often |commonly )?"
     r"(?:known as|called)) ([A-Z][\w-]{1,9})\b"
 )
+_APPOSED = re.compile(r"\b([A-Z][\w-]{1,9}), (?:the |an? )([A-Z][^.;:(),]{4,80}),")
 _SPLIT = re.compile(r"\S+")
 _TERM = r"((?:[a-z][\w-]*)(?: [a-z][\w-]*){0,3})"
 _CALLED = re.compile(
@@ -42,7 +43,7 @@ _MADE = (
 )
 _ART = r"(?: the| an?)?"
 _PHRASES: dict[str, str] = {
-    "is a": r"(?:is|are|was) (?:an?|the|one of the|one)(?: [a-z][\w-]*){0,2}",
+    "is a": r"(?:is|are|was) (?:an?|the|one of the|one)(?: (?!(?:from|of|in|by|for)\b)[a-z][\w-]*){0,2}",
     "is": r"(?:is|was)",
     "part of": rf"(?:is |are |was |as )?(?:an? )?(?:part|component|member|subset) of{_ART}",
     "developed by": rf"(?:\S+ ){{0,4}}(?:{_MADE}) by{_ART}(?: [a-z]+){{0,2}}",
@@ -66,7 +67,7 @@ _PHRASES: dict[str, str] = {
         rf"|(?:\S+ ){{0,3}}(?:improved|improves|raised|raises) .{{1,60}} over{_ART}"
         rf"|(?:is|was) (?:\S+ ){{0,4}}(?:better|faster|smaller|cheaper) than{_ART}"
     ),
-    "compared with": rf"(?:is |was |are |were )?(?:often )?(?:compared (?:with|to)|against|versus|vs){_ART}",
+    "compared with": rf"(?:is|are|was|were) (?:often )?compared (?:with|to){_ART}|versus|vs",
     "available in": rf"(?:\S+ ){{0,3}}(?:available|included|integrated|implemented|found) in{_ART}",
     "called": r"(?:is|are|was) (?:also |often |usually )?(?:called|known as|named)",
     "replaces": rf"(?:replaces|replaced|succeeds|succeeded|supersedes){_ART}",
@@ -76,7 +77,7 @@ _LABELS = tuple((label, re.compile(phrase)) for label, phrase in _PHRASES.items(
 
 
 def aliases(sentence: str) -> Iterator[Alias]:
-    """Yield the short forms a sentence explains: `long (SHORT)`, `SHORT (long)`, `SHORT stands for long`."""
+    """Yield explained short forms: `long (SHORT)`, `SHORT, the Long,`, `long, or SHORT`."""
     for match in _BRACKETS.finditer(sentence):
         inside, before = match.group(1).strip(), sentence[: match.start()].rstrip()
         inside = re.split(r"[,;]", inside)[0].strip()
@@ -99,6 +100,9 @@ def aliases(sentence: str) -> Iterator[Alias]:
             ):
                 yield Alias(short, long)
                 break
+    for match in _APPOSED.finditer(sentence):
+        if _is_short(match.group(1)) and _long_form(match.group(1), match.group(2)) == match.group(2):
+            yield Alias(match.group(1), match.group(2))
     for match in _OR.finditer(sentence):
         long = _long_form(match.group(2), match.group(1)) if _is_short(match.group(2)) else None
         if long:
@@ -148,6 +152,9 @@ def _long_form(short: str, before: str) -> str | None:
     words = _SPLIT.findall(before)
     before = " ".join(words[-min(len(short) + 5, 2 * len(short)) :])
     letters = [char.lower() for char in short if char.isalnum()]
+    initials = words[-len(letters) :]
+    if [word.strip("\"'\u201c\u201d(")[:1].lower() for word in initials] == letters:
+        return " ".join(initials).strip("\"'\u201c\u201d(,")
     at = len(before) - 1
     for number in range(len(letters) - 1, -1, -1):
         while at >= 0 and (

@@ -9,6 +9,7 @@ relation across sentences. Precision and recall on labelled sentences are kept b
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
@@ -18,6 +19,7 @@ from retrieval.graph.patterns import aliases, defined_terms, relation_label
 from retrieval.graph.sentences import NameFinder, Sentence, Span, sentences
 from retrieval.graph.types import CO_OCCURS, Alias, Extraction, Mention, Relation
 
+_YEAR = re.compile(r" (?:19|20)\d\d\b")
 MAX_ENTITIES = 300
 """Distinct entities of one chunk; later ones are left out."""
 MAX_SENTENCE_ENTITIES = 10
@@ -128,9 +130,11 @@ def _relate(
         elif label == "developed" and person is not None:
             # `Darren Edge and colleagues at Microsoft released ...`: the person did.
             left = person
-        # `FSDP is PyTorch's answer` says nothing about PyTorch.
-        possessed = sentence.text[after.end : after.end + 2] in ("'s", "\u2019s")
-        if label is not None and left != right and not possessed:
+        behind = sentence.text[after.end :]
+        if label == "affiliated with" and _YEAR.match(behind):
+            label = "published in"
+        # `FSDP is PyTorch's answer` and `uses BERT-based models` say nothing about PyTorch and BERT.
+        if label is not None and left != right and not behind.startswith(("'s", "\u2019s", "-")):
             _count(found, (left, right, label))
     distinct = list(dict.fromkeys(key for key, _ in keys))[:MAX_SENTENCE_ENTITIES]
     for left, right in combinations(distinct, 2):

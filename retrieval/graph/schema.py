@@ -64,7 +64,7 @@ CREATE TABLE graph_relations_{n}(
     weight REAL NOT NULL,
     PRIMARY KEY(scope_id, source, target, label, row_id)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX graph_relations_{n}_by_target ON graph_relations_{n}(scope_id, target);
+CREATE INDEX graph_relations_{n}_by_target ON graph_relations_{n}(scope_id, target, source, label, weight);
 CREATE INDEX graph_relations_{n}_by_row ON graph_relations_{n}(row_id);
 CREATE TABLE graph_aliases_{n}(
     scope_id INTEGER NOT NULL,

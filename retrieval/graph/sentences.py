@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from retrieval.graph.names import STARTERS, is_date_or_unit, name_part, unambiguous
+from retrieval.graph.names import HONORIFICS, STARTERS, is_no_name, name_part, unambiguous
 from retrieval.graph.types import EntityKind
 from retrieval.lexical import terms_of
 
@@ -20,6 +20,7 @@ _END = re.compile(
     r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c(\[]?[A-Z0-9])|\n\s*\n|\n(?=\s*(?:[#*|>-]|\d+\.)\s)"
 )
 _MARKUP = re.compile(r"^[\s#>*|-]+")
+_TOLD = re.compile(r"\b(?:titled|published|presented|paper|article|report|book|title) $")
 _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|cf|vs|Dr|Mr|Mrs|Ms|Prof|Fig|No|et al|approx|Inc|St)|\b[A-Z])\.$"
 )
@@ -145,7 +146,7 @@ class NameFinder:
             if self._looks_like_name(word):
                 run += [*held, word] if run else [word]
                 held = []
-            elif run and self._joins(word.text, run):
+            elif run and (self._joins(word.text, run) or (word.text == "the" and held)):
                 held.append(word)
             else:
                 if run:
@@ -173,12 +174,14 @@ class NameFinder:
     def _span(self, run: list[_Word], sentence: Sentence) -> Span | None:
         if run[0].start == 0:
             run = self._without_opening(run)
-        while run and run[0].text.lower() in STARTERS:
+        while run and (
+            run[0].text.lower() in STARTERS or (len(run) > 1 and run[0].text.lower() in HONORIFICS)
+        ):
             run = run[1:]
         lone = sentence.is_heading and len(run) == 1 and run[0].text not in self._inside
         if lone and not unambiguous(run[0].text):
             return None
-        if not run or is_date_or_unit([word.text for word in run]):
+        if not run or is_no_name([word.text for word in run]):
             return None
         name = sentence.text[run[0].start : run[-1].end]
         acronym = len(run) == 1 and unambiguous(name)
@@ -199,9 +202,12 @@ class NameFinder:
 
 
 def _titles(text: str) -> Iterator[Span]:
-    """Yield quoted titles of works: three words or more, most of them capitalised."""
+    """Yield quoted titles of works: most words capitalised, or many words after `published`, `titled`, ..."""
     for match in _QUOTED.finditer(text):
         words = _WORD.findall(match.group(1))
+        if len(words) < 3 or not words[0][0].isupper():
+            continue
         capitals = sum(word[0].isupper() for word in words)
-        if len(words) >= 3 and words[0][0].isupper() and 2 * capitals >= len(words):
+        told = len(words) >= 5 and _TOLD.search(text[max(0, match.start() - 30) : match.start()])
+        if told or 2 * capitals >= len(words):
             yield Span(match.group(1).rstrip(".,"), match.start(1), match.end(1), "work")
