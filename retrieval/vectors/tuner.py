@@ -23,6 +23,7 @@ from retrieval.vectors.types import SearchEffort, VectorBase
 
 K = 10
 _NUM_QUERIES = 256
+_ERRORS = 2
 _RERANKS = (40, 16, 8, 4, 2)
 
 
@@ -45,11 +46,11 @@ class Tuned:
     """What the tuner chose, and what else it saw."""
 
     effort: SearchEffort
-    """The cheapest that reaches the floor; where none does, the one with the best recall."""
+    """The cheapest that clears the floor by two standard errors; where none does, the one with the best recall."""
     recall: float
     """Its recall."""
     reaches_floor: bool
-    """Whether the floor was reached."""
+    """Whether any cleared it so."""
     front: tuple[Point, ...]
     """What no other point beats in both recall and time, cheapest first."""
 
@@ -92,8 +93,9 @@ def tune(
         return points[effort]
 
     def reaches(point: Point) -> bool:
-        # A grid has many chances to look good on one sample: only what clears the floor by an error counts.
-        return point.recall >= min(floor + point.error, 1.0)
+        # A grid has many chances to look good on one sample: clearing the floor by one standard error gave
+        # 0.955 here and 0.949 on other queries.
+        return point.recall >= min(floor + _ERRORS * point.error, 1.0)
 
     steps, first = _probe_steps(base.max_probes), 0
     for rerank in _RERANKS:
