@@ -59,7 +59,7 @@ class HashEmbedder:
         return await self.embed_queries(texts), [self._tokens(text) for text in texts]
 
     def _tokens(self, text: str) -> np.ndarray:
-        return self._embed(_WORD.findall(text.lower()) or [text])
+        return self._embed(_WORD.findall(text.lower()))
 
     async def info(self) -> EmbedderInfo:
         return EmbedderInfo("hash", f"hash{self.dim:012d}", self.dim, self.max_tokens)
