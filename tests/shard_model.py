@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
+import signal
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,9 +114,12 @@ class Beside:
         vectors_ND = vector_of(text)[None]
         embedded = {self.version.number: Vectors(vectors_ND)}
         seq = self.shard.store.upsert(tenant, "l", [Record(name, text, None, metadata)], embedded)
-        document_id = document_id_of(tenant, "l", name)
-        self._hold(document_id, tenant, [text], metadata, text)
+        self.acknowledge(tenant, name, text, metadata)
         return seq
+
+    def acknowledge(self, tenant: str, name: str, text: str, metadata: Metadata | None = None) -> None:
+        """Note in the model that a record is in the shard."""
+        self._hold(document_id_of(tenant, "l", name), tenant, [text], metadata or {}, text)
 
     def put_file(self, tenant: str, name: str, words: list[str], metadata: Metadata | None = None) -> str:
         """Take a file of one chunk a word to ready and return its id."""
@@ -155,9 +161,33 @@ class Beside:
         assert [-score for _, score in found.lexical] == sorted(-score for _, score in found.lexical)
 
     def _hold(self, document_id: str, tenant: str, texts: list[str], metadata: Metadata, data: str) -> None:
-        import hashlib
-
         prefix = f"{document_id}:{hashlib.sha256(data.encode()).hexdigest()[:12]}"
         self.model.chunks[document_id] = [
             Held(f"{prefix}:{ordinal}", tenant, "l", text, metadata) for ordinal, text in enumerate(texts)
         ]
+
+
+def compact_and_die(folder: Path, step: int) -> None:
+    """Open a shard, write one more record, and compact it; SIGKILL falls at the `step`-th call of the system.
+
+    Steps are those that make a segment durable and remove the one before.
+    """
+    beside, count = Beside(folder), 0
+    beside.put("t", "last", "apple last", {"year": 1})
+
+    def deadly(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        setattr(os, name, call)
+
+    for name in ("fsync", "rename", "replace", "unlink", "rmdir"):
+        deadly(name)
+    beside.shard.compact()
+    beside.shard.close()

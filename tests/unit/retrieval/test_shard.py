@@ -8,13 +8,14 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shard_model import CONFIG, DIM, OTHER_SPEC, Beside, vector_of
+from shard_model import CONFIG, DIM, OTHER_SPEC, SPEC, Beside, vector_of
 
 from retrieval.config import RetrievalConfig
 from retrieval.errors import IndexUnavailable, InvalidFilter, UnknownVersion
@@ -330,6 +331,34 @@ def test_snapshot_is_restored_whole_or_refused(beside: Beside, tmp_path: Path) -
     assert not (tmp_path / "again").exists()
     with pytest.raises(IndexUnavailable, match="no whole snapshot"):
         Shard.restore(tmp_path / "again", tmp_path / "nowhere", CONFIG)
+
+
+def test_approximate_base_is_exact_where_asked_and_its_recall_is_known(tmp_path: Path) -> None:
+    beside = Beside(tmp_path, RetrievalConfig(shadow_share=1.0, num_candidates=20))
+    spec = replace(SPEC, kind="ivf_sq8")
+    version = beside.shard.store.make_version(spec)
+    rng = np.random.default_rng(0)
+    vectors_ND = rng.standard_normal((3000, DIM)).astype(np.float32)
+    vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    records = [Record(f"r{number}", f"text n{number}", None, {"rank": number}) for number in range(3000)]
+    embedded = {beside.version.number: Vectors(vectors_ND), version.number: Vectors(vectors_ND)}
+    beside.shard.store.upsert("t", "l", records, embedded)
+    manifest = beside.shard.compact(version.version_id)
+    assert manifest.kind == "ivf_sq8"
+    assert manifest.details["measured_recall"] >= beside.config.recall_floor
+    queries_QD = vectors_ND[:8] + 0.01
+    for predicate in (None, Compare("rank", "<", 2500), Compare("rank", "<", 30), Compare("rank", "<", 3)):
+        requests = [SearchRequest("x", tenant="t", mode="dense", filter=predicate, exact=True)] * 8
+        exact = beside.shard.candidates(version.version_id, requests, queries_QD)
+        other = beside.shard.candidates(None, requests, queries_QD)  # The version without a segment.
+        assert [one.dense for one in exact] == [one.dense for one in other]
+    requests = [SearchRequest("x", tenant="t", mode="dense")]
+    (found,) = beside.shard.candidates(version.version_id, requests, queries_QD[:1])
+    assert found.plan.startswith(("ivf_sq8", "exact"))
+    assert beside.shard.estimate_recall(50, version.version_id).recall >= 0.9
+    if found.plan.startswith("ivf_sq8"):
+        _wait_until(lambda: beside.shard.recall_served(version.version_id).num_queries > 0)
+    beside.shard.close()
 
 
 def test_compaction_starts_by_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
