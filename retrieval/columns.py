@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -29,9 +29,9 @@ from retrieval.filters import (
     type_of,
 )
 from retrieval.growing import GrowingArray
-from retrieval.types import Metadata, MetadataValue
+from retrieval.stored import HASH_PREFIX_DIGITS, DocumentInfo, DocumentRows
+from retrieval.types import MetadataValue
 
-HASH_PREFIX_DIGITS = 12
 _DTYPES: dict[FieldType, str] = {"text": "int32", "texts": "int32", "number": "float64", "boolean": "int8"}
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
@@ -93,17 +93,18 @@ class Column:
         """Return float64, int8 or, for texts, int32[E] numbers of `words`."""
         return self._values.values
 
-    def append(self, code: int, value: MetadataValue) -> None:
-        """Add the value of a document that comes after all others here."""
-        if self.field_type == "texts":
-            words = cast("tuple[str, ...]", value)
-            for number in [self._number_of(word) for word in dict.fromkeys(words)] or [_NO_WORD]:
-                self._codes.push(code)
-                self._values.push(number)
-            return
-        stored = self._number_of(value) if isinstance(value, str) else cast("float", value)
-        self._codes.push(code)
-        self._values.push(stored)
+    def extend(self, codes: Sequence[int], values: Sequence[MetadataValue]) -> None:
+        """Add the values of documents that come after all others here, in order."""
+        if self.field_type == "text":
+            self._values.append(np.array([self._number_of(cast("str", value)) for value in values]))
+        elif self.field_type == "texts":
+            several = [list(dict.fromkeys(cast("tuple[str, ...]", value))) for value in values]
+            numbers = [[self._number_of(word) for word in words] or [_NO_WORD] for words in several]
+            codes = np.repeat(codes, [len(some) for some in numbers]).tolist()
+            self._values.append(np.array([number for some in numbers for number in some]))
+        else:
+            self._values.append(np.array(values, dtype=np.float64))
+        self._codes.append(np.asarray(codes))
 
     def keeps(self, leaf: Compare | In | Exists, start: int, count: int) -> np.ndarray:
         """Return whether each document from code `start` satisfies a comparison, bool[count]."""
@@ -187,30 +188,28 @@ class Columns:
         fields.update((name, column.field_type) for name, column in self._of_metadata.items())
         return fields
 
-    def append(
-        self,
-        document_id: str,
-        tenant: str,
-        library: str,
-        name: str,
-        media_type: str,
-        content_hash: str,
-        created_s: float,
-        updated_s: float,
-        metadata: Metadata,
-    ) -> int:
-        """Add a document and return its code."""
-        code = len(self)
-        values = (document_id, tenant, library, name, media_type, content_hash[:HASH_PREFIX_DIGITS])
-        for column, value in zip(self._columns.values(), (*values, created_s, updated_s), strict=True):
-            column.append(code, value)
-        for field, value in metadata.items():
+    def extend(self, documents: Sequence[DocumentInfo | DocumentRows]) -> int:
+        """Add documents in order and return the code of the first."""
+        first = len(self)
+        codes = range(first, first + len(documents))
+        for name, column in self._columns.items():
+            values = [getattr(document, name) for document in documents]
+            if name == "content_hash":
+                values = [digest[:HASH_PREFIX_DIGITS] for digest in values]
+            column.extend(codes, values)
+        found: dict[str, tuple[list[int], list[MetadataValue]]] = {}
+        for code, document in zip(codes, documents, strict=True):
+            for field, value in document.metadata.items():
+                entries = found.setdefault(field, ([], []))
+                entries[0].append(code)
+                entries[1].append(value)
+        for field, (held, values) in found.items():
             column = self._of_metadata.get(field)
             if column is None:
-                field_type = "texts" if isinstance(value, tuple) else type_of(value)
+                field_type = "texts" if isinstance(values[0], tuple) else type_of(values[0])
                 column = self._of_metadata[field] = Column(field_type)
-            column.append(code, value)
-        return code
+            column.extend(held, values)
+        return first
 
     def chunk_prefixes(self, codes: np.ndarray) -> list[str]:
         """Return what the ids of documents' chunks begin with: id and content, parted by a colon."""
@@ -314,4 +313,4 @@ _OF_DOCUMENTS: dict[str, FieldType] = {
     "created_s": "number",
     "updated_s": "number",
 }
-"""Columns every document has, in the order `append` fills them."""
+"""Columns every document has, by the attributes of `DocumentInfo`."""

@@ -130,30 +130,18 @@ def _from_store(
     snapshot: Snapshot, version: StoredVersion, folder: Path, stopped: Callable[[], bool]
 ) -> Contents:
     """Write everything but the vectors' structure, reading every row of the store."""
-    columns, last, code = Columns(), "", -1
+    columns, last = Columns(), ""
     parts: dict[str, list[np.ndarray]] = {
         "row_ids": [], "codes": [], "ordinals": [], "pages": [], "num_terms": []
     }  # fmt: skip
     with (folder / MATRIX_NAME).open("wb") as matrix:
         for block in snapshot.blocks(version.number):
             _check(stopped)
-            codes: list[int] = []
-            for info in block.documents:
-                if info.document_id != last:  # A document may go on from the block before.
-                    last = info.document_id
-                    code = columns.append(
-                        info.document_id,
-                        info.tenant,
-                        info.library,
-                        info.name,
-                        info.media_type,
-                        info.content_hash,
-                        info.created_s,
-                        info.updated_s,
-                        info.metadata,
-                    )
-                codes.append(code)
-            parts["codes"].append(np.array(codes, dtype=np.int32)[block.document_of])
+            # The first document may go on from the block before.
+            goes_on = int(block.documents[0].document_id == last)
+            first = columns.extend(block.documents[goes_on:]) - goes_on
+            last = block.documents[-1].document_id
+            parts["codes"].append((first + block.document_of).astype(np.int32))
             for name in ("row_ids", "ordinals", "pages", "num_terms"):
                 parts[name].append(getattr(block, name))
             block.vectors_ND.astype("<f4", copy=False).tofile(matrix)

@@ -58,43 +58,31 @@ class Contents:
         """Go to the log position that `changes` leads to."""
         codes = self._live_codes()
         removed: list[np.ndarray] = []
-        vectors: list[np.ndarray] = []
         for document_id in changes.removed:
             code = codes.pop(document_id, None)
             if code is not None:
                 removed.append(self.rows.remove(code))
-        for document in changes.documents:
-            new_code = self._add_document(document)
+        fresh: list[tuple[int, DocumentRows]] = []
+        moved: list[tuple[int, int]] = []
+        for new_code, document in enumerate(changes.documents, self.columns.extend(changes.documents)):
             code = codes.get(document.document_id)
             if code is not None and self._has_rows(code, document):
-                self.rows.recode(code, new_code)
+                moved.append((code, new_code))
             else:
                 if code is not None:
                     removed.append(self.rows.remove(code))
-                self.rows.append(
-                    new_code, document.row_ids, document.ordinals, document.pages, document.num_terms
-                )
-                vectors.append(document.vectors_ND)
+                fresh.append((new_code, document))
             codes[document.document_id] = new_code
+        self.rows.extend(len(changes.documents), fresh, moved)
         self.seq = changes.seq
-        return Applied(np.concatenate(removed) if removed else np.empty(0, dtype=np.int64), vectors)
+        return Applied(
+            np.concatenate(removed) if removed else np.empty(0, dtype=np.int64),
+            [document.vectors_ND for _, document in fresh],
+        )
 
     def _has_rows(self, code: int, document: DocumentRows) -> bool:
         """Return whether a document's rows are those here already: then only its fields changed."""
         return np.array_equal(self.rows.row_ids_N[self.rows.positions_of(code)], document.row_ids)
-
-    def _add_document(self, document: DocumentRows) -> int:
-        return self.columns.append(
-            document.document_id,
-            document.tenant,
-            document.library,
-            document.name,
-            document.media_type,
-            document.content_hash,
-            document.created_s,
-            document.updated_s,
-            document.metadata,
-        )
 
     def _live_codes(self) -> dict[str, int]:
         if self._codes is None:

@@ -34,14 +34,6 @@ class GrowingArray:
         self._block[self._length : end] = values
         self._length = end
 
-    def push(self, value: float | bool) -> None:
-        """Add one value at the end."""
-        if self._length == len(self._block):
-            self.append(np.array([value], dtype=self._block.dtype))
-            return
-        self._block[self._length] = value
-        self._length += 1
-
 
 def _with_room(values: np.ndarray) -> np.ndarray:
     block = np.empty(len(values) + len(values) // _SPARE_SHARE + _MIN_SPARE, dtype=values.dtype)

@@ -9,11 +9,12 @@ Legend: N positions, G documents ever seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from retrieval.growing import GrowingArray
+from retrieval.stored import DocumentRows
 
 _ARRAYS: dict[str, str] = {
     "row_ids": "int64",
@@ -95,28 +96,49 @@ class RowTable:
         kept["codes"] = codes.astype(np.int32)
         return kept, old_codes
 
-    def append(
-        self,
-        code: int,
-        row_ids: np.ndarray,
-        ordinals: np.ndarray,
-        pages: np.ndarray,
-        num_terms: np.ndarray,
+    def extend(
+        self, num_documents: int, fresh: Sequence[tuple[int, DocumentRows]], moved: Sequence[tuple[int, int]]
     ) -> None:
-        """Add all chunks of a new document at the end.
+        """Take up new documents, whose codes follow on those before.
+
+        Args:
+            num_documents: How many; each is in `fresh`, or in `moved` as the second of its pair.
+            fresh: Code and chunks of documents whose chunks come at the end.
+            moved: Old and new code of documents whose fields changed, their chunks did not.
 
         Raises:
-            ValueError: The code is not the next one, or a row id is not above all before it: the store never
-                uses one again.
+            ValueError: A row id is not above all before it: the store never uses one again.
         """
-        first = len(self)
-        if first and len(row_ids) and row_ids[0] <= self.row_ids_N[-1]:
-            raise ValueError(f"row {row_ids[0]} comes after row {self.row_ids_N[-1]}; rows must ascend")
-        self._span(code, first, len(row_ids))
+        first_code = len(self._first)
+        first_G, counts_G = np.zeros((2, num_documents), dtype=np.int64)
+        for code, new_code in moved:
+            positions = self.positions_of(code)
+            first_G[new_code - first_code], counts_G[new_code - first_code] = (
+                self._first.values[code],
+                len(positions),
+            )
+            self._counts.values[code] = 0
+            self.codes_N[positions] = new_code
+            self.touched.append(positions)
+        if fresh:
+            codes = np.array([code for code, _ in fresh], dtype=np.int64)
+            counts = np.array([len(document.row_ids) for _, document in fresh], dtype=np.int64)
+            first_G[codes - first_code] = len(self) + np.cumsum(counts) - counts
+            counts_G[codes - first_code] = counts
+            self._append(np.repeat(codes, counts), [document for _, document in fresh])
+        self._first.append(first_G)
+        self._counts.append(counts_G)
+
+    def _append(self, codes: np.ndarray, documents: Sequence[DocumentRows]) -> None:
+        row_ids = np.concatenate([document.row_ids for document in documents])
+        last = self.row_ids_N[-1] if len(self) else 0
+        if (np.diff(row_ids, prepend=last) <= 0).any():
+            raise ValueError(f"rows {row_ids[:3]}... come after row {last}; rows must ascend")
+        num_terms = np.concatenate([document.num_terms for document in documents])
         self._row_ids.append(row_ids)
-        self._codes.append(np.full(len(row_ids), code, dtype=np.int32))
-        self._ordinals.append(ordinals)
-        self._pages.append(pages)
+        self._codes.append(codes)
+        self._ordinals.append(np.concatenate([document.ordinals for document in documents]))
+        self._pages.append(np.concatenate([document.pages for document in documents]))
         self._num_terms.append(num_terms)
         self._alive.append(np.ones(len(row_ids), dtype=bool))
         self.num_live += len(row_ids)
@@ -136,20 +158,6 @@ class RowTable:
         self.alive_N[positions] = False
         self.touched.append(positions)
         return positions
-
-    def recode(self, code: int, new_code: int) -> None:
-        """Give a document's chunks a new document's code: its fields changed, they did not."""
-        positions = self.positions_of(code)
-        self._span(new_code, self._first.values[code], len(positions))
-        self._counts.values[code] = 0
-        self.codes_N[positions] = new_code
-        self.touched.append(positions)
-
-    def _span(self, code: int, first: int, count: int) -> None:
-        if code != len(self._first):
-            raise ValueError(f"document code {code} is not the next one, {len(self._first)}")
-        self._first.push(first)
-        self._counts.push(count)
 
     def positions_by_row_id(self, row_ids: np.ndarray) -> np.ndarray:
         """Return the position of each row, int64[n]; -1 for a row that is not here."""
