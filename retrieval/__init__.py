@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from retrieval.files import read_file
     from retrieval.service import LocalRetrieval
-    from retrieval.shard import IndexShard
+    from retrieval.shard import Shard
     from retrieval.types import (
         Chunk,
         Document,
@@ -62,7 +62,7 @@ _HOME = {
     ),
     "files": ("read_file",),
     "service": ("LocalRetrieval",),
-    "shard": ("IndexShard",),
+    "shard": ("Shard",),
     "types": (
         "Chunk",
         "Document",
@@ -94,7 +94,6 @@ __all__ = [
     "EmbedderActor",
     "EmbedderInfo",
     "Hit",
-    "IndexShard",
     "IndexShardActor",
     "IndexUnavailable",
     "IngestTimeout",
@@ -112,6 +111,7 @@ __all__ = [
     "SearchRequest",
     "SearchResult",
     "SentenceTransformerEmbedder",
+    "Shard",
     "StorageFull",
     "UnknownDocument",
     "UnreadableDocument",

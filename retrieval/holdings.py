@@ -6,13 +6,12 @@ Functions of an open transaction; `store.py` gives them one.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retrieval import oplog
 from retrieval.types import Chunk
 from retrieval.vectors import codecs
-from retrieval.version_tables import Embedded, Rows, StoredVersion, insert_rows, remove_documents, rows_of
+from retrieval.version_tables import Embedded, Rows, StoredVersion, insert_rows, remove_documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +24,18 @@ class Holding:
     """The bytes its chunks are of."""
     embedded: Embedded
     """Its chunks in that version."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A document that answers, which a version cannot hold."""
+
+    document_id: str
+    """The document."""
+    content_hash: str
+    """The bytes."""
+    error: str
+    """Why."""
 
 
 def hold(db: sqlite3.Connection, number: int, document_id: str, content_hash: str, rows: Rows) -> bool:
@@ -45,33 +56,28 @@ def give_up(db: sqlite3.Connection, number: int, document_id: str, content_hash:
         oplog.log(db, "put", [(document_id, content_hash)], number)
 
 
-def copy_rows(
-    db: sqlite3.Connection, source: StoredVersion, target: StoredVersion, document_ids: Sequence[str]
-) -> int:
-    """Fill a version with what another one holds of documents, vectors and token codes included."""
-    copied = 0
-    for document_id in document_ids:
-        held = db.execute(
-            f"SELECT h.content_hash, h.error FROM held_{source.number} AS h"
-            " JOIN documents AS d USING (document_id) WHERE document_id=? AND h.content_hash=d.active_hash",
-            (document_id,),
-        ).fetchone()
-        if held is None:
-            continue
-        if held["error"] is not None:
-            give_up(db, target.number, document_id, held["content_hash"], held["error"])
-            continue
-        rows = db.execute(
-            f"SELECT ordinal, text, start, stop, page, vector, codes FROM chunks_{source.number} AS c"
-            f" LEFT JOIN tokens_{source.number} USING (row_id) WHERE document_id=? ORDER BY ordinal",
-            (document_id,),
-        ).fetchall()
-        vectors_ND = codecs.decode(b"".join([row["vector"] for row in rows]), source.spec.vectors, source.dim)
-        chunks = [Chunk(*tuple(row)[:5]) for row in rows]
-        codes = [row["codes"] for row in rows] if target.spec.tokens != "none" else []
-        made = rows_of(target.spec, Embedded(chunks, vectors_ND, codes))
-        copied += hold(db, target.number, document_id, held["content_hash"], made)
-    return copied
+def held_by(
+    db: sqlite3.Connection, source: StoredVersion, document_id: str, with_tokens: bool
+) -> Holding | GivenUp | None:
+    """Return what a version holds of the bytes that answer, for another of its embedder and chunking."""
+    held = db.execute(
+        f"SELECT h.content_hash, h.error FROM held_{source.number} AS h"
+        " JOIN documents AS d USING (document_id) WHERE document_id=? AND h.content_hash=d.active_hash",
+        (document_id,),
+    ).fetchone()
+    if held is None:
+        return None
+    if held["error"] is not None:
+        return GivenUp(document_id, held["content_hash"], held["error"])
+    rows = db.execute(
+        f"SELECT ordinal, text, start, stop, page, vector, codes FROM chunks_{source.number} AS c"
+        f" LEFT JOIN tokens_{source.number} USING (row_id) WHERE document_id=? ORDER BY ordinal",
+        (document_id,),
+    ).fetchall()
+    vectors_ND = codecs.decode(b"".join([row["vector"] for row in rows]), source.spec.vectors, source.dim)
+    chunks = [Chunk(*tuple(row)[:5]) for row in rows]
+    codes = [row["codes"] for row in rows] if with_tokens else []
+    return Holding(document_id, held["content_hash"], Embedded(chunks, vectors_ND, codes))
 
 
 def _answers(db: sqlite3.Connection, number: int, document_id: str, content_hash: str) -> bool:

@@ -12,10 +12,11 @@ from retrieval.embedders import Embedders
 from retrieval.errors import IngestTimeout, InvalidDocument, InvalidVersion, UnknownVersion
 from retrieval.export import export_page
 from retrieval.ingest import Ingestor
+from retrieval.oplog import seq_of
 from retrieval.ranking.view import IndexView
 from retrieval.shard import Shard
 from retrieval.sharding.write_gate import WriteGate
-from retrieval.store import DATABASE_NAME, Store, seq_of
+from retrieval.store import DATABASE_NAME, Store
 from retrieval.types import DEFAULT_TENANT, Record
 from retrieval.version_tables import StoredVersion
 from retrieval.versions import VersionInfo, VersionState
@@ -108,7 +109,9 @@ class LocalAdmin:
 
     async def estimate_recall(self, num_queries: int = 200, *, version: str | None = None) -> RecallEstimate:
         """Return an estimate from exact search; see `IndexAdmin.estimate_recall`."""
-        return await asyncio.to_thread(self._shard.estimate_recall, num_queries, version)
+        found = await asyncio.to_thread(self._shard.estimate_recall, num_queries, version)
+        floor = self._shard.config.recall_floor
+        return RecallEstimate(found.recall, found.low, found.high, found.num_queries, floor, found.alarm)
 
     async def snapshot(self, folder: Path) -> SnapshotInfo:
         """Copy the whole index, as of one moment, into an empty or absent folder."""

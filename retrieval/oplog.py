@@ -8,11 +8,13 @@ expects.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from retrieval.lexical import terms_of
 from retrieval.metadata import parsed
@@ -21,6 +23,9 @@ from retrieval.version_tables import create_tables, drop_tables, remove_document
 
 ALL_VERSIONS = 0
 """Version of an op that concerns the rows of every version."""
+
+_BATCH_BYTES = 16 * 1024 * 1024
+"""Bytes of documents in a batch; with text, chunks and vectors it is several times as large."""
 
 _DOCUMENT_COLUMNS = (
     "document_id, tenant, library, name, kind, media_type, metadata, content_hash, active_hash, num_bytes,"
@@ -113,13 +118,31 @@ def last_seq(db: sqlite3.Connection) -> int:
     return db.execute("SELECT coalesce(max(seq), 0) FROM ops").fetchone()[0]
 
 
+def seq_of(path: Path) -> int:
+    """Return the last log position of a copy that nobody writes to."""
+    uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+        return last_seq(db)
+
+
 def read_batch(db: sqlite3.Connection, after_seq: int, limit: int) -> Batch:
-    """Return the next `limit` ops after a log position with everything a replica needs."""
-    ops = [
+    """Return the next ops after a log position with everything a replica needs.
+
+    At most `limit` ops come, and fewer where their documents are large; one always does if there is one.
+    """
+    ops: list[Op] = [
         tuple(row)
         for row in db.execute("SELECT * FROM ops WHERE seq>? ORDER BY seq LIMIT ?", (after_seq, limit))
     ]
-    names = dict.fromkeys(op[3] for op in ops)
+    num_bytes, names = 0, dict[str, None]()
+    for position, op in enumerate(ops):
+        if op[3] not in names:
+            size = db.execute("SELECT num_bytes FROM documents WHERE document_id=?", (op[3],)).fetchone()
+            num_bytes += 0 if size is None else size[0]
+            if names and num_bytes > _BATCH_BYTES:
+                del ops[position:]
+                break
+            names[op[3]] = None
     return Batch(
         after_seq,
         ops[-1][0] if ops else after_seq,

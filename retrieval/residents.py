@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from retrieval.admin import SegmentReport
 from retrieval.compaction import BuildStopped, SegmentDiffers, build_segment
 from retrieval.config import RetrievalConfig
 from retrieval.errors import UnknownVersion
@@ -92,6 +93,15 @@ class Residents:
             with self.lock:
                 self._indexes[version.number] = index
         self._work_if_due(index)
+
+    def reports(self, shard: str) -> list[SegmentReport]:
+        """Return what is held of each resident version, as of now."""
+        with self.lock, self._store.snapshot() as snapshot:
+            for number in set(self._indexes) - {version.number for version in snapshot.versions()}:
+                del self._indexes[number]  # Dropped by another copy of the shard.
+            for index in list(self._indexes.values()):
+                self._follow(index, snapshot)
+            return [index.report(shard) for index in self._indexes.values()]
 
     def forget(self, number: int) -> None:
         """Let go of a version that was dropped, and of its segments."""

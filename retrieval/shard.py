@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from retrieval import media_types, shard_snapshot
+from retrieval.admin import SegmentReport
 from retrieval.config import RetrievalConfig
 from retrieval.errors import IndexUnavailable
 from retrieval.reader import Candidates, TermStats
@@ -146,6 +147,10 @@ class Shard:
             IndexUnavailable: The folder cannot be written.
         """
         return self._residents.compact(self.store.version(version))
+
+    def segments(self) -> list[SegmentReport]:
+        """Return what is held in memory of each version that was searched, as of now."""
+        return self._residents.reports(self.name)
 
     def estimate_recall(self, num_queries: int, version: str | None = None) -> RecallEstimate:
         """Return the recall@10 of searches now, measured on live chunks taken as queries."""

@@ -7,7 +7,6 @@ Every write is one transaction, acknowledged after its commit. Indexes read it t
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -42,6 +41,7 @@ __all__ = [
 
 DATABASE_NAME = "shard.sqlite3"
 _PRUNE_ROWS = 500
+_COPY_CHUNKS = 1000
 
 
 class Store:
@@ -346,8 +346,19 @@ class Store:
 
     def copy_rows(self, source: StoredVersion, target: StoredVersion, document_ids: Sequence[str]) -> int:
         """Fill a version from another of the same embedder and chunking; return how many were copied."""
-        with self._database.write() as db:
-            return holdings.copy_rows(db, source, target, document_ids)
+        copied, waiting, num_chunks = 0, list[Holding](), 0
+        for document_id in document_ids:
+            with self._database.read() as db:
+                held = holdings.held_by(db, source, document_id, target.spec.tokens != "none")
+            if isinstance(held, holdings.GivenUp):
+                self.give_up(target.number, held.document_id, held.content_hash, held.error)
+            elif held is not None:
+                waiting.append(held)
+                num_chunks += len(held.embedded.chunks)
+            if num_chunks >= _COPY_CHUNKS:
+                copied += self.hold(target.number, waiting)
+                waiting, num_chunks = [], 0
+        return copied + (self.hold(target.number, waiting) if waiting else 0)
 
     def queue(self, library: str | None, tenant: str) -> documents.Queue:
         """Return how many documents are in which state, and how much lies ahead of the last one."""
@@ -384,10 +395,3 @@ class Store:
             oplog.log(db, "delete", [(document_id, "") for document_id in gone], oplog.ALL_VERSIONS)
             names = [(one.document_id, one.content_hash) for one in whole]
             return oplog.log(db, "put", names, oplog.ALL_VERSIONS)
-
-
-def seq_of(path: Path) -> int:
-    """Return the last log position of a copy that nobody writes to."""
-    uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
-        return oplog.last_seq(db)

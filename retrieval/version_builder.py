@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
-from retrieval.embedding_work import ChunkEmbedding, EmbedderOf
+from retrieval.embedding_work import SLICE_CHUNKS, ChunkEmbedding, EmbedderOf
 from retrieval.errors import InvalidVersion, RetrievalUnavailable, UnknownVersion, UnreadableDocument
 from retrieval.store import Holding, Store
 from retrieval.types import Chunk
@@ -180,8 +180,15 @@ class VersionBuilder:
         if copyable(active.spec, version.spec):
             await asyncio.to_thread(self._store.copy_rows, active, version, document_ids)
             return
-        cut = [await self._cut_stored(version, document_id) for document_id in document_ids]
-        await self._embed_and_hold(version, [one for one in cut if one is not None])
+        group: list[_Cut] = []
+        for document_id in document_ids:
+            cut = await self._cut_stored(version, document_id)
+            if cut is not None:
+                group.append(cut)
+            if sum(len(one.chunks) for one in group) >= SLICE_CHUNKS:
+                await self._embed_and_hold(version, group)
+                group = []
+        await self._embed_and_hold(version, group)
 
     async def _cut_stored(self, version: StoredVersion, document_id: str) -> _Cut | None:
         stored = await asyncio.to_thread(self._store.stored_text, document_id)

@@ -13,9 +13,11 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
+from retrieval.admin import SegmentReport
 from retrieval.base_segment import (
     LEXICAL_FOLDER,
     VECTORS_FOLDER,
@@ -41,6 +43,7 @@ from retrieval.vectors.recall import RecallEstimate, RecallEstimator, estimate_r
 from retrieval.vectors.segments import VectorSegments
 from retrieval.vectors.settings import VectorSettings
 from retrieval.version_tables import StoredVersion
+from retrieval.versions import IndexKind
 
 _TIE_SLACK = 8
 _MAX_TIES = 4096
@@ -118,6 +121,22 @@ class VersionIndex:
             self.lexical_complete = len(rows) == self._num_base or snapshot.has_terms(
                 self.version.number, int(rows.row_ids_N[self._num_base])
             )
+
+    def report(self, shard: str) -> SegmentReport:
+        """Return what is held in memory, for the shard's operator."""
+        manifest = None if self.segment is None else self.segment[1]
+        return SegmentReport(
+            shard=shard,
+            version_id=self.version.version_id,
+            kind=cast(IndexKind, "exact" if manifest is None else manifest.kind),
+            seq=self.seq,
+            num_rows=self.vectors.num_live,
+            num_base_rows=self._num_base,
+            num_delta_rows=self.vectors.num_delta,
+            num_dead_rows=len(self.vectors) - self.vectors.num_live,
+            resident_bytes=self.vectors.resident_bytes,
+            built_recall=None if manifest is None else manifest.details.get("measured_recall"),
+        )
 
     def compaction_reason(self) -> str | None:
         """Return why a new base segment is due, or None."""

@@ -12,7 +12,14 @@ from fakes_retrieval import HashEmbedder
 
 from retrieval.admin import VersionChange
 from retrieval.config import RetrievalConfig
-from retrieval.errors import IndexUnavailable, IngestTimeout, InvalidVersion, UnknownVersion
+from retrieval.errors import (
+    IndexUnavailable,
+    IngestTimeout,
+    InvalidDocument,
+    InvalidVector,
+    InvalidVersion,
+    UnknownVersion,
+)
 from retrieval.service import LocalRetrieval
 from retrieval.types import DocumentState, Embedder, Record, SearchRequest
 from retrieval.versions import VersionState
@@ -267,3 +274,33 @@ async def test_progress_and_export(tmp_path: Path) -> None:
         assert again.count == len(records)
         assert len(await retrieval.documents(library="copy")) == len(records)
         assert [page async for page in retrieval.export(tenant="nobody")] == []
+
+
+async def test_snapshot_is_a_whole_index_elsewhere(tmp_path: Path) -> None:
+    async with await LocalRetrieval.open(tmp_path / "one", CONFIG, HashEmbedder()) as retrieval:
+        await _add(retrieval, "a.txt", "an apple")
+        info = await retrieval.snapshot(tmp_path / "copy")
+        assert info.num_bytes > 0
+        assert info.seqs == {"shard-0": retrieval._store.seq()}
+        with pytest.raises(InvalidDocument, match="holds something"):
+            await retrieval.snapshot(tmp_path / "copy")
+        await retrieval.compact()
+        assert [report.version_id for report in await retrieval.segments()] == [await _active(retrieval)]
+        assert 0.0 <= (await retrieval.estimate_recall(10)).recall <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        (Record("a", "x" * 100_001), "above max_record_chars=100,000"),
+        (Record("a", "fine", vector=[1.0, 2.0]), "takes vectors of 256 numbers"),
+        (Record("a", "fine", vector=[float("nan")] * 256), "NaN or infinity"),
+        (Record("a", " "), "no text"),
+    ],
+)
+async def test_bad_record_is_refused_and_nothing_is_stored(tmp_path: Path, record: Record, says: str) -> None:
+    async with await LocalRetrieval.open(tmp_path, CONFIG, HashEmbedder()) as retrieval:
+        with pytest.raises((InvalidDocument, InvalidVector), match=says):
+            await retrieval.upsert([Record("good", "text"), record])
+        assert await retrieval.documents() == []
+        assert (await retrieval.upsert([])).count == 0

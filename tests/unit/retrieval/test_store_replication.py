@@ -106,6 +106,19 @@ def test_row_ids_of_a_replica_ascend_in_the_order_it_took_changes_up(tmp_path: P
     replica.close()
 
 
+def test_batch_is_cut_where_documents_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrieval.oplog._BATCH_BYTES", 10)
+    replica = Store(tmp_path / "replica")
+    with opened(tmp_path / "primary") as primary:
+        upsert(primary, ("1", "apple"), ("2", "pear"), ("3", "banana split with cream"), ("4", "fig"))
+        seqs = []
+        while (batch := primary.changes_since(replica.seq())).ops:
+            seqs.append(replica.apply(batch))
+        assert seqs == [2, 3, 4]
+        _same(replica, primary)
+    replica.close()
+
+
 def test_batch_beyond_the_end_of_the_log_is_refused(tmp_path: Path) -> None:
     replica = Store(tmp_path / "replica")
     with opened(tmp_path / "primary") as primary:
