@@ -46,7 +46,7 @@ class Tuned:
     """What the tuner chose, and what else it saw."""
 
     effort: SearchEffort
-    """The cheapest that clears the floor by two standard errors; where none does, the one with the best recall."""
+    """The cheapest that clears the floor by two standard errors; where none does, that of best recall."""
     recall: float
     """Its recall."""
     reaches_floor: bool

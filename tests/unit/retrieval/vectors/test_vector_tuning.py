@@ -57,7 +57,7 @@ class PlannedBase:
     ],
 )
 def test_planner_goes_by_what_is_kept(kind, kept, num_queries, exact, path):
-    base = PlannedBase(kind, 1_000_000, us=600)
+    base = PlannedBase(kind, 1_000_000, us=300)
     plan = planner.choose(base, kept, 7, num_queries, 20_000, exact=exact)
     assert plan.path == path
     assert (plan.effort is not None) == (path == "base")
