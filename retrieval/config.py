@@ -95,7 +95,7 @@ class RetrievalConfig:
     embed_batch_tokens: int = 0
     """Most tokens per forward pass, padding counted; 0 for what the backend computes fastest."""
     embed_cache_bytes: int = 0
-    """Disk that vectors of passages embedded before may take; 0 keeps none, and so no trace of what was deleted."""
+    """Disk for vectors of passages embedded before; 0 keeps none, and so no trace of what was deleted."""
     num_embedders: int = 1
     """Embedder actors that share the work; more only where each has cores or a GPU of its own."""
     embed_threads: int = 0
@@ -118,8 +118,10 @@ class RetrievalConfig:
     """Structure of the vector index; `auto` picks by size and device."""
     max_record_chars: int = 100_000
     """Longest text of a record, which is indexed whole."""
-    alpha: float = 0.5
+    alpha: float = 0.45
     """Weight of the dense leg in hybrid search; the lexical leg has 1 - alpha."""
+    adaptive_alpha: bool = True
+    """Whether each query shifts that weight to the leg whose best candidate stands out further."""
     num_candidates: int = 100
     """Chunks each leg hands to the fusion, at least `k`."""
     max_query_chars: int = 2000

@@ -177,7 +177,7 @@ class SearchRequest:
     fusion: Fusion = "convex"
     """How hybrid search joins its legs."""
     alpha: float | None = None
-    """Weight of the dense leg in a convex combination, 0 to 1; None for the configured one."""
+    """Weight of the dense leg in a convex combination, 0 to 1; None for the configured one, adapted."""
     rerank: Rerank = "auto"
     """What reorders the fused candidates."""
     mmr: float | None = None

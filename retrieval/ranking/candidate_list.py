@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from retrieval.config import RetrievalConfig
-from retrieval.ranking.fusion import convex_combination, reciprocal_ranks
+from retrieval.ranking.fusion import adapted_alpha, convex_combination, reciprocal_ranks
 from retrieval.reader import Candidates
 from retrieval.types import Explanation, Hit, SearchRequest, Stage
 
@@ -29,7 +29,7 @@ class CandidateList:
         Args:
             request: The query.
             parts: By shard: its candidates.
-            config: `num_candidates`, `alpha`, `rrf_constant`.
+            config: `num_candidates`, `alpha`, `adaptive_alpha`, `rrf_constant`.
         """
         self.request = request
         self.stages: list[Stage] = []
@@ -47,7 +47,10 @@ class CandidateList:
         for leg in ("dense", "lexical"):
             if request.mode in ("hybrid", leg):
                 self.stages.append(_leg_stage(leg, parts))
-        alpha = config.alpha if request.alpha is None else request.alpha
+        alpha = request.alpha
+        if alpha is None:
+            adapt = config.adaptive_alpha
+            alpha = adapted_alpha(self.dense, self.lexical, config.alpha) if adapt else config.alpha
         if request.fusion == "rrf" and request.mode == "hybrid":
             fused = reciprocal_ranks(self.dense, self.lexical, config.rrf_constant)
         else:

@@ -31,7 +31,10 @@ ZEBRA = "Zebras graze on grass.\n\nA zebra runs from lions."
 class Filled(Protocol):
     """A shard that a test can fill."""
 
-    reader: ShardReader
+    @property
+    def reader(self) -> ShardReader:
+        """Return the shard."""
+        ...
 
     async def put(
         self,

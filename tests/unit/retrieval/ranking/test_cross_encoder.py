@@ -35,9 +35,10 @@ def save_cross_encoder(folder: Path, num_labels: int = 1) -> Path:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=128, num_labels=num_labels,
+        intermediate_size=32, max_position_embeddings=128,
         initializer_range=1.0,
     )  # fmt: skip
+    config.num_labels = num_labels
     BertForSequenceClassification(config).save_pretrained(folder)
     return folder
 
