@@ -1,8 +1,8 @@
 """Retrieval as Ray actors: embedders, and one actor for each copy of each shard.
 
 The actors hold the same plain classes a single process uses, and the router that joins them is the same one,
-running where the caller is. A batch of searches of an index of one shard is one call. Calls wait out an actor's
-restart; one that stays away is `IndexUnavailable`, or a named gap in the answer, never an empty list.
+running where the caller is. A batch of searches of an index of one shard is one call. Calls wait out an
+actor's restart; one that stays away is `IndexUnavailable`, or a named gap in the answer, never an empty list.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class ActorRetrieval(Router):
         return results
 
     async def _find_shards(self) -> bool:
-        """Look up where the documents are, for a client that did not move them itself; True if elsewhere now."""
+        """Look up where the documents are, for a client that did not move them; True if elsewhere now."""
         if not self._attached:
             return False
         first = self._actors.handles[0, 0]

@@ -12,7 +12,7 @@ from typing import Any
 from retrieval.admin import VersionChange
 from retrieval.config import RetrievalConfig
 from retrieval.embedders import LoadEmbedder
-from retrieval.errors import IndexUnavailable
+from retrieval.errors import IndexUnavailable, ShardMoved
 from retrieval.service import LocalRetrieval
 from retrieval.sharding.epochs import Epoch
 from retrieval.sharding.follower import Follower
@@ -32,6 +32,8 @@ _LOCAL = (
     "versions", "wait_version", "drop_version", "set_alias", "switch", "segments", "compact",
     "estimate_recall", "snapshot", "progress",
 )  # fmt: skip
+_WRITES = ("add", "delete", "upsert", "make_version", "switch", "drop_version", "set_alias", "prepare_switch")
+_NOBODY = -1
 _SHARD_FILES = ("shard.sqlite3", "shard.sqlite3-wal", "shard.sqlite3-shm", "epochs.json")
 
 Peer = Callable[[int], ShardCopy]
@@ -140,6 +142,10 @@ class ShardNode:
         method = self._methods.get(call.method)
         if method is None:
             raise IndexUnavailable("this copy of the shard is being filled; ask another one")
+        if call.method in _WRITES and self._primary not in (self._slot, _NOBODY):
+            raise ShardMoved(
+                f"copy {self._primary} takes the writes of {self.local.reader.name}; ask that one"
+            )
         try:
             async with asyncio.timeout(timeout_s):
                 if self._follower is not None:

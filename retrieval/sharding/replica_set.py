@@ -227,6 +227,10 @@ class ReplicaSet:
 
     async def _first_answer(self, call: Call, waiting: deque[int], end: float) -> tuple[int, Any]:
         """Return (slot, answer) of the copy that answers first; the calls of the others are cancelled."""
+        if len(waiting) == 1:
+            slot = waiting[0]
+            answered = await self._copies[slot].answer(call, max(end - time.monotonic(), 0.0))
+            return slot, answered.value
         latency = self._latency[call.method]
         hedge_s: float | None = latency.hedge_after_s()
         started: dict[asyncio.Task[Answered], int] = {}

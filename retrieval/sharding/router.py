@@ -48,6 +48,10 @@ class Hosts(Protocol):
         """
         ...
 
+    async def placed(self, placement: Placement) -> None:
+        """Take note of a map that was made durable."""
+        ...
+
     async def close(self, placement: Placement, *, remove: bool) -> None:
         """Close the copies of a map that is not used any more, and remove their files if asked to."""
         ...
@@ -196,6 +200,7 @@ class Router(RoutedDocuments, RoutedSearch, RoutedAdmin):
                 )
             placement = now.placement.promoted(shard, best)
             await asyncio.to_thread(write_placement, self._root, placement)
+            await self._hosts.placed(placement)
             copies.promote(best)
             self._topology.replace(Topology(placement, now.shards))
             for other in sorted(copies.slots, key=lambda number: number != best):
@@ -237,6 +242,7 @@ class Router(RoutedDocuments, RoutedSearch, RoutedAdmin):
 
     async def _hand_over(self, after: Topology) -> None:
         await asyncio.to_thread(write_placement, self._root, after.placement)
+        await self._hosts.placed(after.placement)
         self._topology.replace(after)
 
     async def _drain(self, before: Topology) -> None:

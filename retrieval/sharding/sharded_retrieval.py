@@ -113,6 +113,9 @@ class LocalHosts:
         self._nodes[placement.generation, shard, slot] = node
         return node
 
+    async def placed(self, placement: Placement) -> None:
+        """Take note of a map that was made durable: copies in one process have nothing to note."""
+
     async def close(self, placement: Placement, *, remove: bool) -> None:
         """Close the copies of a map; see `Hosts.close`."""
         mine = [key for key in self._nodes if key[0] == placement.generation]

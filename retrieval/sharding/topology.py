@@ -44,6 +44,8 @@ class CurrentTopology:
         """Start with one."""
         self._now = topology
         self._replaced = asyncio.Event()
+        self.look_up: Callable[[], Awaitable[object]] | None = None
+        """Finds out where the documents are, for a router that does not move them itself."""
 
     @property
     def now(self) -> Topology:
@@ -63,6 +65,8 @@ class CurrentTopology:
             return await work(before)
         except ShardMoved as moved:
             # A shard refuses writes a moment before the new map is durable.
+            if self.look_up is not None:
+                await self.look_up()
             try:
                 async with asyncio.timeout(_HAND_OVER_S):
                     await replaced.wait()
