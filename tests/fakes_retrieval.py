@@ -3,88 +3,53 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Sequence
 
-import numpy as np
+from fakes_embedder import HashEmbedder
+from fakes_shard import MemoryShard, paragraphs
 
 from retrieval.config import RetrievalConfig
-from retrieval.errors import IngestTimeout, InvalidDocument, UnknownDocument
-from retrieval.ranking.token_codes import encode
-from retrieval.requests import check_document, check_searches
+from retrieval.errors import IngestTimeout, InvalidDocument, UnknownDocument, UnknownVersion
+from retrieval.ranking.searcher import Searcher
+from retrieval.ranking.view import IndexView
+from retrieval.requests import check_document
 from retrieval.types import (
     DEFAULT_LIBRARY,
     DEFAULT_TENANT,
     Document,
     DocumentState,
     DocumentText,
-    EmbedderInfo,
-    EncodedTokens,
-    Hit,
     Library,
+    Metadata,
     Passage,
     SearchRequest,
     SearchResult,
 )
-from retrieval.versions import TokenCodec
 
-_WORD = re.compile(r"\w+")
-
-
-class HashEmbedder:
-    """A bag of hashed words: texts that share words are near. Counts its calls."""
-
-    def __init__(self, dim: int = 256, max_tokens: int = 256) -> None:
-        self.dim = dim
-        self.max_tokens = max_tokens
-        self.query_calls = 0
-        self.passage_calls = 0
-
-    async def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
-        self.query_calls += 1
-        return self._embed(texts)
-
-    async def embed_passages(self, texts: Sequence[str]) -> np.ndarray:
-        self.passage_calls += 1
-        return self._embed(texts)
-
-    async def embed_passages_with_tokens(
-        self, texts: Sequence[str], codec: TokenCodec
-    ) -> tuple[np.ndarray, EncodedTokens]:
-        vectors_ND = await self.embed_passages(texts)
-        return vectors_ND, EncodedTokens(tuple(encode(self._tokens(text), codec) for text in texts), codec)
-
-    async def embed_queries_with_tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
-        return await self.embed_queries(texts), [self._tokens(text) for text in texts]
-
-    def _tokens(self, text: str) -> np.ndarray:
-        return self._embed(_WORD.findall(text.lower()))
-
-    async def info(self) -> EmbedderInfo:
-        return EmbedderInfo("hash", f"hash{self.dim:012d}", self.dim, self.max_tokens)
-
-    def _embed(self, texts: Sequence[str]) -> np.ndarray:
-        vectors_ND = np.zeros((len(texts), self.dim), dtype=np.float32)
-        for vector_D, text in zip(vectors_ND, texts, strict=True):
-            vector_D[0] = 1e-3
-            for word in _WORD.findall(text.lower()):
-                digest = hashlib.sha256(word.encode()).digest()
-                vector_D[int.from_bytes(digest[:4], "big") % self.dim] += 1.0
-            vector_D /= np.linalg.norm(vector_D)
-        return vectors_ND
+__all__ = ["HashEmbedder", "MemoryRetrieval"]
 
 
 class MemoryRetrieval:
-    """A `Retriever` and `DocumentStore` in a dictionary: one chunk a paragraph, ready at once, text only."""
+    """A `Retriever` and `DocumentStore` in memory: one chunk a paragraph, ready at once, text only.
+
+    The searcher is the real one, over a shard in memory.
+    """
 
     def __init__(self, config: RetrievalConfig | None = None) -> None:
         self._config = config or RetrievalConfig()
         self._documents: dict[str, tuple[str, Document, bytes]] = {}
-        self._seq = 0
+        self._shard = MemoryShard()
+        self._searcher = Searcher(self._view_of, self._config)
 
     async def add(
-        self, name: str, data: bytes, *, library: str = DEFAULT_LIBRARY, tenant: str = DEFAULT_TENANT
+        self,
+        name: str,
+        data: bytes,
+        *,
+        library: str = DEFAULT_LIBRARY,
+        tenant: str = DEFAULT_TENANT,
+        metadata: Metadata | None = None,
     ) -> Document:
         check_document(name, data, library, tenant, self._config)
         content_hash = hashlib.sha256(data).hexdigest()
@@ -93,7 +58,7 @@ class MemoryRetrieval:
         if known is not None and known[1].content_hash == content_hash:
             return known[1]
         try:
-            num_chunks = len(self._chunks(data.decode()))
+            text = data.decode()
         except UnicodeDecodeError as error:
             raise InvalidDocument(f"'{name}': the in-memory store reads UTF-8 text only") from error
         now = time.time()
@@ -105,12 +70,21 @@ class MemoryRetrieval:
             content_hash=content_hash,
             num_bytes=len(data),
             state=DocumentState.READY,
-            num_chunks=num_chunks,
+            num_chunks=len(paragraphs(text)),
             created_s=known[1].created_s if known else now,
             updated_s=now,
+            metadata=metadata or {},
+        )
+        self._shard.remove_document(document_id)
+        await self._shard.put(
+            name,
+            text,
+            library=library,
+            tenant=tenant,
+            metadata=metadata,
+            content=f"{document_id}:{content_hash[:12]}",
         )
         self._documents[document_id] = (tenant, document, data)
-        self._seq += 1
         return document
 
     async def documents(self, *, library: str | None = None, tenant: str = DEFAULT_TENANT) -> list[Document]:
@@ -133,7 +107,7 @@ class MemoryRetrieval:
     async def delete(self, document_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
         self._entry(document_id, tenant)
         del self._documents[document_id]
-        self._seq += 1
+        self._shard.remove_document(document_id)
 
     async def libraries(self, *, tenant: str = DEFAULT_TENANT) -> list[Library]:
         documents = await self.documents(tenant=tenant)
@@ -151,65 +125,18 @@ class MemoryRetrieval:
         return [await self.document(document_id, tenant=tenant) for document_id in document_ids]
 
     async def search(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
-        check_searches(requests, self._config)
-        return [self._search(request) for request in requests]
+        return await self._searcher.search(requests)
 
     async def passages(
         self, chunk_ids: Sequence[str], *, tenant: str = DEFAULT_TENANT
     ) -> list[Passage | None]:
-        by_id = {passage.chunk_id: passage for passage in self._passages(tenant)}
-        return [by_id.get(chunk_id) for chunk_id in chunk_ids]
+        return await self._searcher.passages(chunk_ids, tenant=tenant)
 
-    def _search(self, request: SearchRequest) -> SearchResult:
-        wanted = set(_WORD.findall(request.query.lower()))
-        scored = []
-        for passage in self._passages(request.tenant):
-            if request.library not in (None, passage.library):
-                continue
-            if request.document_ids and passage.document_id not in request.document_ids:
-                continue
-            words = _WORD.findall(passage.text.lower())
-            score = sum(word in wanted for word in words) / (1 + len(words))
-            if score > 0 or request.mode != "lexical":
-                scored.append((-score, passage.chunk_id, passage))
-        best = sorted(scored, key=lambda item: item[:2])[: request.k]
-        dense = request.mode != "lexical"
-        lexical = request.mode != "dense"
-        hits = tuple(
-            Hit(
-                chunk_id,
-                -negated,
-                rank,
-                dense_score=-negated if dense else None,
-                lexical_score=-negated if lexical and negated else None,
-            )
-            for rank, (negated, chunk_id, _) in enumerate(best)
-        )
-        passages = tuple(passage for _, _, passage in best)
-        return SearchResult(hits, passages, index_version="memory", seq=self._seq)
-
-    def _passages(self, tenant: str) -> list[Passage]:
-        return [
-            Passage(
-                chunk_id=f"{document.document_id}:{document.content_hash[:12]}:{ordinal}",
-                document_id=document.document_id,
-                document=document.name,
-                library=document.library,
-                text=text,
-                start=start,
-                end=start + len(text),
-            )
-            for owner, document, data in self._documents.values()
-            if owner == tenant
-            for ordinal, (start, text) in enumerate(self._chunks(data.decode()))
-        ]
-
-    @staticmethod
-    def _chunks(text: str) -> list[tuple[int, str]]:
-        return [
-            (match.start(), match.group())
-            for match in re.finditer(r"\S(?:.*?\S)?(?=\s*(?:\n\n|\Z))", text, re.S)
-        ]
+    def _view_of(self, version: str | None) -> IndexView:
+        spec = self._shard.spec
+        if version not in (None, spec.version_id):
+            raise UnknownVersion(f"no index version or alias {version!r}; there is {spec.version_id!r}")
+        return IndexView(spec.version_id, 1, spec, self._shard.embedder, (self._shard,))
 
     def _entry(self, document_id: str, tenant: str) -> tuple[str, Document, bytes]:
         entry = self._documents.get(document_id)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from fakes_retrieval import HashEmbedder
+from fakes_embedder import HashEmbedder
 
 from retrieval.config import RetrievalConfig
 from retrieval.errors import UnknownVersion
@@ -71,8 +71,10 @@ class MemoryShard:
     async def put(
         self, document: str, text: str, *, library: str = "default", tenant: str = "default",
         metadata: Mapping[str, object] | None = None, with_codes: bool = True,
+        content: str | None = None,
     ) -> list[str]:  # fmt: skip
-        """Store a document, a chunk a paragraph; return its chunk ids."""
+        """Store a document, a chunk a paragraph; return its chunk ids, which begin with `content`."""
+        content = content or f"{document}:{len(text):x}"
         self.seq += 1
         spans = [
             (match.start(), match.end())
@@ -84,8 +86,10 @@ class MemoryShard:
         )
         ids = []
         for ordinal, (start, end) in enumerate(spans):
-            chunk_id = f"{document}:{len(text):x}:{ordinal}"
-            passage = Passage(chunk_id, document, document, library, text[start:end], start, end)
+            chunk_id = f"{content}:{ordinal}"
+            passage = Passage(
+                chunk_id, content.partition(":")[0], document, library, text[start:end], start, end
+            )
             self.rows[chunk_id] = Row(
                 passage, text, tenant, metadata or {}, vectors_ND[ordinal],  # pyright: ignore[reportArgumentType]
                 encoded.codes[ordinal] if with_codes and self.spec.tokens != "none" else None,
@@ -94,9 +98,12 @@ class MemoryShard:
             ids.append(chunk_id)
         return ids
 
-    def remove(self, chunk_id: str) -> None:
-        self.seq += 1
-        del self.rows[chunk_id]
+    def remove_document(self, document_id: str) -> None:
+        """Forget a document; nothing happens where there is none."""
+        gone = [chunk_id for chunk_id, row in self.rows.items() if row.passage.document_id == document_id]
+        for chunk_id in gone:
+            del self.rows[chunk_id]
+        self.seq += bool(gone)
 
     async def term_stats(
         self, version: str, terms: Sequence[str], deadline_s: float | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from retrieval.errors import InvalidSearch
+from retrieval.errors import InvalidSearch, UnknownVersion
+from retrieval.filters import And, Compare, Exists, In, Not
 from retrieval.types import DocumentState, SearchRequest
 
 WAIT_S = 60.0
@@ -124,6 +125,11 @@ async def test_no_requests_give_no_results(filled) -> None:
         (SearchRequest("x", k=1001), "k must be"),
         (SearchRequest("x", mode="psychic"), "mode must be"),  # pyright: ignore[reportArgumentType]
         (SearchRequest("x", document_ids=("d",) * 10_001), "document_ids"),
+        (SearchRequest("x", fusion="sum"), "fusion must be"),  # pyright: ignore[reportArgumentType]
+        (SearchRequest("x", alpha=2.0), "alpha must be"),
+        (SearchRequest("x", mmr=-1.0), "mmr must be"),
+        (SearchRequest("x", deadline_s=0.0), "deadline_s"),
+        (SearchRequest("x", rerank="cross_encoder"), "cross_encoder"),
     ],
 )
 async def test_request_out_of_bounds_is_refused_with_the_bound(filled, request_, says) -> None:
@@ -158,3 +164,72 @@ async def test_a_batch_answers_as_single_requests_do(filled) -> None:
     for request, result in zip(requests, together, strict=True):
         (alone,) = await filled.search([request])
         assert [hit.chunk_id for hit in alone.hits] == [hit.chunk_id for hit in result.hits]
+
+
+async def test_typed_filters_choose_documents(store) -> None:
+    for name, year in (("old.txt", 1990), ("new.txt", 2020)):
+        await store.add(name, b"Bread is baked.", metadata={"year": year, "kind": "recipe"})
+    bare = await store.add("bare.txt", b"Bread is baked.")
+    ids = [document.document_id for document in await store.documents()]
+    await store.wait_ready([*ids, bare.document_id], timeout_s=WAIT_S)
+    for predicate, expected in (
+        (Compare("year", ">", 2000), {"new.txt"}),
+        (Not(Compare("year", ">", 2000)), {"old.txt", "bare.txt"}),
+        (And((Exists("year"), In("kind", ("recipe", "novel")))), {"old.txt", "new.txt"}),
+    ):
+        for mode in ("hybrid", "dense", "lexical"):
+            (result,) = await store.search([SearchRequest("bread", k=50, filter=predicate, mode=mode)])
+            assert {passage.document for passage in result.passages} == expected
+
+
+async def test_a_result_tells_its_stages_and_explains_itself_when_asked(filled) -> None:
+    plain, told = await filled.search([SearchRequest("bread"), SearchRequest("bread", explain=True)])
+    names = [stage.name for stage in plain.stages]
+    assert [name for name in names if name != "maxsim"] == ["embed", "dense", "lexical", "fuse", "passages"]
+    assert all(stage.ms >= 0 for stage in plain.stages)
+    assert plain.explanation is None
+    explanation = told.explanation
+    assert explanation.version == told.index_version
+    assert explanation.terms == ("bread",)
+    assert len(explanation.plans) == len(explanation.seqs) == 1
+    for leg, score in (("dense", "dense_score"), ("lexical", "lexical_score")):
+        of_leg = dict(getattr(explanation, leg))
+        assert of_leg
+        for hit in told.hits:
+            assert getattr(hit, score) == of_leg.get(hit.chunk_id)
+
+
+@pytest.mark.parametrize("expand", ["parent", "neighbours"])
+async def test_expanded_passages_are_exact_and_hold_their_chunk(filled, expand) -> None:
+    plain, grown = await filled.search(
+        [SearchRequest("dough rests", k=1), SearchRequest("dough rests", k=1, expand=expand)]
+    )
+    assert grown.hits[0].chunk_id == plain.hits[0].chunk_id
+    small, large = plain.passages[0], grown.passages[0]
+    assert large.start <= small.start
+    assert large.end >= small.end
+    assert (await filled.text(large.document_id)).text[large.start : large.end] == large.text
+
+
+async def test_options_of_ranking_change_the_order_not_the_set(filled) -> None:
+    everything = {"k": 1000}
+    plain, *others = await filled.search(
+        [
+            SearchRequest("bread baked", rerank="none", **everything),
+            SearchRequest("bread baked", fusion="rrf", **everything),
+            SearchRequest("bread baked", alpha=1.0, **everything),
+            SearchRequest("bread baked", mmr=0.5, **everything),
+            SearchRequest("bread baked", rerank="maxsim", **everything),
+            SearchRequest("bread baked", exact=True, deadline_s=WAIT_S, **everything),
+        ]
+    )
+    for other in others:
+        assert {hit.chunk_id for hit in other.hits} == {hit.chunk_id for hit in plain.hits}
+
+
+async def test_a_named_version_answers_and_an_unknown_one_is_refused(filled) -> None:
+    (active,) = await filled.search([SearchRequest("bread")])
+    (named,) = await filled.search([SearchRequest("bread", version=active.index_version)])
+    assert named.hits == active.hits
+    with pytest.raises(UnknownVersion):
+        await filled.search([SearchRequest("bread", version="no-such-version")])
