@@ -227,7 +227,6 @@ class Platform:
 
     async def _ensure_release(self, model: GeneratorInfo) -> str:
         """Return the id of the release made of what runs now, and make it current."""
-        from retrieval.shard import index_version_of
         from serving.prompt import CHAT_SYSTEM, RAG_SYSTEM, TURN_END, TURN_START
 
         if self._embedder is None:
@@ -235,7 +234,7 @@ class Platform:
         prompts = "\n".join((RAG_SYSTEM, CHAT_SYSTEM, TURN_START, TURN_END))
         release = Release(
             embedder_hash=self._embedder.model_hash,
-            index_version=index_version_of(self._embedder, self.config.retrieval),
+            index_version=(await self.retriever.versions())[0].version_id,
             model_hash=model.model_hash,
             tokenizer_hash=model.tokenizer_hash,
             prompt_hash=hashlib.sha256(prompts.encode()).hexdigest()[:16],
@@ -262,6 +261,11 @@ class Platform:
     @property
     def store(self) -> ActorRetrieval:
         """Return the document store."""
+        return self.retriever
+
+    @property
+    def index(self) -> ActorRetrieval:
+        """Return the operations on the index."""
         return self.retriever
 
     @property

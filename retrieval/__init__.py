@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from retrieval.files import read_file
     from retrieval.service import LocalRetrieval
     from retrieval.shard import Shard
+    from retrieval.sharding.sharded_retrieval import ShardedRetrieval
     from retrieval.types import (
         Chunk,
         Document,
@@ -63,6 +64,7 @@ _HOME = {
     "files": ("read_file",),
     "service": ("LocalRetrieval",),
     "shard": ("Shard",),
+    "sharding.sharded_retrieval": ("ShardedRetrieval",),
     "types": (
         "Chunk",
         "Document",
@@ -112,6 +114,7 @@ __all__ = [
     "SearchResult",
     "SentenceTransformerEmbedder",
     "Shard",
+    "ShardedRetrieval",
     "StorageFull",
     "UnknownDocument",
     "UnreadableDocument",

@@ -104,7 +104,7 @@ class LocalRetrieval(LocalAdmin):
             load_embedder: Loads others, for versions made with them; None when there are none.
             name: The shard's name.
             auto_switch: See `__init__`.
-            following: Whether another copy of the shard changes and this one follows: versions come from there,
+            following: Whether another copy of the shard changes and this one follows: versions come from it,
                 and nothing is ingested until `lead`.
 
         Raises:
