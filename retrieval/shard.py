@@ -91,7 +91,7 @@ class Shard:
             IndexUnavailable: A request's `min_seq` was not reached in time.
         """
         give_up_at = time.monotonic() + (self.config.call_timeout_s if deadline_s is None else deadline_s)
-        self.wait_for(self._min_seq(requests), give_up_at - time.monotonic())
+        self.wait_for(self.wanted_seq(requests), give_up_at - time.monotonic())
         with self._residents.at_one_moment(self.store.version(version)) as (index, snapshot):
             return index.candidates(snapshot, requests, vectors_QD, stats, give_up_at)
 
@@ -178,7 +178,8 @@ class Shard:
         shard_snapshot.restore(folder, source)
         return cls(folder, config, name)
 
-    def _min_seq(self, requests: Sequence[SearchRequest]) -> int:
+    def wanted_seq(self, requests: Sequence[SearchRequest]) -> int:
+        """Return the log position that `min_seq` of these requests asks of this shard; 0 for none."""
         return max((request.min_seq.get(self.name, 0) for request in requests if request.min_seq), default=0)
 
 
@@ -209,9 +210,15 @@ class LocalShard:
         deadline_s: float | None = None,
     ) -> list[Candidates]:
         """Return both legs' candidates of each request."""
-        return await asyncio.to_thread(
-            self.shard.candidates, version, requests, vectors_QD, stats, deadline_s
-        )
+        patience_s = self.shard.config.call_timeout_s if deadline_s is None else deadline_s
+        give_up_at, wanted = time.monotonic() + patience_s, self.shard.wanted_seq(requests)
+        # Waited for here, where waiting takes no thread.
+        while wanted and time.monotonic() < give_up_at:
+            if await asyncio.to_thread(self.shard.store.seq) >= wanted:
+                break
+            await asyncio.sleep(_POLL_S)
+        left_s = max(0.0, give_up_at - time.monotonic())
+        return await asyncio.to_thread(self.shard.candidates, version, requests, vectors_QD, stats, left_s)
 
     async def vectors(self, version: str, chunk_ids: Sequence[str]) -> dict[str, np.ndarray]:
         """Return float32[dim] by chunk id."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -458,6 +459,23 @@ async def test_local_shard_reads_what_the_shard_holds(beside: Beside) -> None:
     around = await reader.neighbours(version, found.dense[0][0], 1, 1, "t")
     assert [passage.text for passage in around] == ["one", "two", "three"]
     assert await reader.neighbours(version, found.dense[0][0], 1, 1, "u") == []
+
+
+async def test_local_shard_waits_for_min_seq_without_holding_a_thread(beside: Beside) -> None:
+    seq = beside.put("t", "a", "apple")
+    reader, version = LocalShard(beside.shard), beside.version.version_id
+    request = SearchRequest("apple", tenant="t", min_seq={"s0": seq + 1})
+    query_QD = vector_of("apple")[None]
+    waiting = [
+        asyncio.create_task(reader.candidates(version, [request], query_QD, None, 30)) for _ in range(64)
+    ]
+    await asyncio.sleep(0.05)
+    await asyncio.to_thread(beside.put, "t", "b", "apple tart")
+    for (found,) in await asyncio.gather(*waiting):
+        assert len(found.dense) == 2
+    request = SearchRequest("apple", tenant="t", min_seq={"s0": seq + 9})
+    with pytest.raises(IndexUnavailable, match=f"did not reach {seq + 9} "):
+        await reader.candidates(version, [request], query_QD, None, 0.02)
 
 
 def test_queries_of_another_dimension_are_refused(beside: Beside) -> None:
