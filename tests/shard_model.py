@@ -23,8 +23,8 @@ from retrieval.versions import VersionSpec
 
 DIM = 8
 CONFIG = RetrievalConfig()
-SPEC = VersionSpec("packaged", "model", DIM, 180, 20, 2000)
-OTHER_SPEC = VersionSpec("packaged", "model", DIM, 180, 20, 2000, vectors="int8")
+SPEC = VersionSpec("packaged", f"hash{DIM:012d}", DIM, 180, 20, 2000)
+OTHER_SPEC = VersionSpec("packaged", f"hash{DIM:012d}", DIM, 180, 20, 2000, vectors="int8")
 
 
 def vector_of(text: str) -> np.ndarray:

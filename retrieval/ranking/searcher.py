@@ -17,14 +17,15 @@ import numpy as np
 
 from retrieval.config import RetrievalConfig
 from retrieval.errors import IndexUnavailable
+from retrieval.filters import FieldType, check_known
 from retrieval.lexical.tokens import query_terms
 from retrieval.ranking.candidate_list import CandidateList
 from retrieval.ranking.cross_encoder import CrossEncoderReranker
 from retrieval.ranking.passage_fetch import PassageFetch
-from retrieval.ranking.scatter import LEGS_SHARE, Scatter
+from retrieval.ranking.scatter import LEGS_SHARE, STATS_SHARE, Scatter
 from retrieval.ranking.stages import OptionalStages
 from retrieval.ranking.view import IndexView
-from retrieval.reader import TermStats
+from retrieval.reader import Candidates, TermStats
 from retrieval.requests import check_searches
 from retrieval.types import DEFAULT_TENANT, Explanation, Passage, Rerank, SearchRequest, SearchResult, Stage
 from retrieval.vectors.codecs import unit
@@ -209,6 +210,8 @@ class Searcher:
             ),
             share=LEGS_SHARE,
         )
+        if not scatter.lost:  # A lost shard may be the one that knows a field.
+            _check_fields(requests, list(answers.values()))
         started = time.perf_counter()
         lists = [
             CandidateList(
@@ -236,8 +239,8 @@ class Searcher:
         if not terms:
             return None
         answers = await scatter.ask(
-            lambda shard: shard.term_stats(view.version, terms, scatter.remaining_s(LEGS_SHARE)),
-            share=LEGS_SHARE,
+            lambda shard: shard.term_stats(view.version, terms, scatter.remaining_s(STATS_SHARE)),
+            share=STATS_SHARE,
         )
         parts = answers.values()
         return TermStats(
@@ -281,3 +284,14 @@ class Searcher:
     def _explained(self, view: IndexView, ranked: CandidateList) -> Explanation:
         terms = () if ranked.request.mode == "dense" else self._terms(ranked.request)
         return ranked.explanation(view.version, view.epoch, terms)
+
+
+def _check_fields(requests: list[SearchRequest], answers: list[list[Candidates]]) -> None:
+    """Check that each field a filter names is known to a shard; raises InvalidFilter."""
+    for position, request in enumerate(requests):
+        found = [answer[position] for answer in answers]
+        if request.filter is not None and found and all(one.unknown_fields for one in found):
+            known: dict[str, FieldType] = {}
+            for one in found:
+                known.update(one.known_fields)
+            check_known(request.filter, known)

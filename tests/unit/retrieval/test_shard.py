@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes_retrieval import HashEmbedder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shard_model import CONFIG, DIM, OTHER_SPEC, SPEC, Beside, vector_of
@@ -21,6 +22,8 @@ from shard_model import CONFIG, DIM, OTHER_SPEC, SPEC, Beside, vector_of
 from retrieval.config import RetrievalConfig
 from retrieval.errors import IndexUnavailable, InvalidFilter, UnknownVersion
 from retrieval.filters import Compare, Exists
+from retrieval.ranking.searcher import Searcher
+from retrieval.ranking.view import IndexView
 from retrieval.records import Vectors
 from retrieval.shard import LocalShard, Shard
 from retrieval.types import Record, SearchRequest
@@ -261,6 +264,23 @@ def test_filters_are_checked_and_unknown_fields_reported(beside: Beside) -> None
     assert found.known_fields["year"] == "number"
     assert not found.dense
     assert not found.lexical
+
+
+async def test_field_that_no_shard_knows_is_an_error_of_the_search(tmp_path: Path) -> None:
+    knows, knows_not = Beside(tmp_path / "0"), Beside(tmp_path / "1")
+    knows.put("t", "a", "apple", {"year": 1})
+    knows_not.put("t", "b", "apple")
+    view = IndexView(
+        SPEC.version_id, 0, SPEC, HashEmbedder(DIM), [LocalShard(knows.shard), LocalShard(knows_not.shard)]
+    )
+    knows_not.shard.name = "s1"
+    searcher = Searcher(lambda _: view, CONFIG)
+    (found,) = await searcher.search([SearchRequest("apple", tenant="t", filter=Compare("year", "==", 1))])
+    assert len(found.hits) == 1
+    with pytest.raises(InvalidFilter, match=r"field 'yaer' \(did you mean 'year'\?\).*year \(number\)"):
+        await searcher.search([SearchRequest("apple", tenant="t", filter=Compare("yaer", "==", 1))])
+    knows.shard.close()
+    knows_not.shard.close()
 
 
 def test_versions_are_resident_side_by_side_and_never_mix(beside: Beside) -> None:
