@@ -106,10 +106,7 @@ def bert_graph(class_name: str, config: Any, weights: Mapping[str, np.ndarray]) 
         )
         attended = linear(attended, f"{layer}.attention.output.dense")
         states = add_and_norm(attended, states, f"{layer}.attention.output.LayerNorm")
-        widened = graph.linear(states, weights[f"{layer}.intermediate.dense.weight"].T)
-        widened = graph.node(
-            "BiasGelu", widened, constant(f"{layer}.intermediate.dense.bias"), domain=MICROSOFT
-        )
+        widened = graph.node("Gelu", linear(states, f"{layer}.intermediate.dense"))
         narrowed = linear(widened, f"{layer}.output.dense")
         states = add_and_norm(narrowed, states, f"{layer}.output.LayerNorm")
     inputs = {IDS: TensorProto.INT32, MASK: TensorProto.INT32}

@@ -24,7 +24,7 @@ from retrieval.model_files import weights_hash
 
 BACKEND = "onnx-int8"
 GRAPH, TOKENIZER, REFERENCE, MANIFEST = "model.onnx", "tokenizer.json", "reference.npy", "manifest.json"
-_RECIPE = "per-token int8 activations, per-channel int8 weights, 1"
+_RECIPE = "per-token uint8 activations with zero points, per-channel int8 weights"
 """Changes whenever the vectors of a converted model would; part of its identity."""
 _LOCK_POLL_S = 0.2
 

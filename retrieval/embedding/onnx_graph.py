@@ -1,9 +1,9 @@
 """Parts of an ONNX graph: constants, nodes, and a linear layer of 8-bit integers. Owns the import of onnx.
 
-The linear layer quantises every token's activations by that token's own largest value. ONNX Runtime's
-`quantize_dynamic` takes one scale for a whole batch instead, which makes a text's vector depend on the texts
+The linear layer quantises every token's activations by that token's own range. ONNX Runtime's
+`quantize_dynamic` takes one range for a whole batch instead, which makes a text's vector depend on the texts
 beside it (cosine 0.992 between two batches; here they are equal) and is less exact (0.9943 to fp32 against
-0.9973 here, on the packaged model).
+0.9988 here, on the packaged model), at the same speed.
 
 Shapes: K numbers in, N numbers out.
 """
@@ -21,8 +21,8 @@ MICROSOFT = "com.microsoft"
 """ONNX Runtime's own operators."""
 OPSET = 20
 _IR_VERSION = 10
-_ZERO_POINT = 128
-_LARGEST = 127.0
+_LARGEST_CODE = 255.0
+_LARGEST_WEIGHT = 127.0
 _SMALLEST_RANGE = 1e-9
 
 
@@ -33,7 +33,7 @@ class Graph:
         """Start empty."""
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self._quantised: dict[str, tuple[str, str]] = {}
+        self._quantised: dict[str, tuple[str, str, str]] = {}
 
     def constant(self, value: Any) -> str:
         """Add a constant tensor."""
@@ -57,13 +57,17 @@ class Graph:
     def linear(self, activations: str, weight_KN: np.ndarray, bias_N: np.ndarray | None = None) -> str:
         """Add `activations @ weight + bias` in 8-bit integers.
 
+        With a row's codes q, its scale s and zero point z, and the rounded weight W with the sum of its rows w,
+        `x @ W + b = s * (q @ W) + [-s * z, 1] @ [w; b]`.
+
         Args:
             activations: float32[..., K].
             weight_KN: float32[K, N]; each of its columns has a scale of its own.
-            bias_N: float32[N].
+            bias_N: float32[N]; None for zeros.
         """
-        codes, scales = self._quantised.get(activations) or self._quantise(activations, weight_KN.shape[0])
-        weight_scales_N = np.abs(weight_KN).max(axis=0) / _LARGEST
+        width, num_outputs = weight_KN.shape
+        codes, scales, corrections = self._quantised.get(activations) or self._quantise(activations, width)
+        weight_scales_N = np.abs(weight_KN).max(axis=0) / _LARGEST_WEIGHT
         weight_scales_N = np.where(weight_scales_N == 0, 1, weight_scales_N).astype(np.float32)
         weight_codes_KN = np.rint(weight_KN / weight_scales_N).astype(np.int8)
         products = self.node(
@@ -72,34 +76,51 @@ class Graph:
             self.constant(weight_codes_KN),
             self.constant(np.float32(1)),
             self.constant(weight_scales_N),
-            self.constant(np.uint8(_ZERO_POINT)),
-            self.constant(np.zeros(weight_KN.shape[1], np.int8)),
+            self.constant(np.uint8(0)),
+            self.constant(np.zeros(num_outputs, np.int8)),
             domain=MICROSOFT,
         )
+        sums_N = weight_codes_KN.sum(axis=0, dtype=np.int64) * weight_scales_N
+        biases_N = np.zeros(num_outputs) if bias_N is None else bias_N
+        moved = self.node(
+            "MatMul", corrections, self.constant(np.stack([sums_N, biases_N]).astype(np.float32))
+        )
+        rows = self.node("Add", self.node("Mul", products, scales), moved)
         leading = self.node("Shape", activations, end=-1)
-        shape = self.node("Concat", leading, self.constant(np.array([weight_KN.shape[1]], np.int64)), axis=0)
-        result = self.node("Mul", self.node("Reshape", products, shape), scales)
-        return result if bias_N is None else self.node("Add", result, self.constant(bias_N))
+        shape = self.node("Concat", leading, self.constant(np.array([num_outputs], np.int64)), axis=0)
+        return self.node("Reshape", rows, shape)
 
-    def _quantise(self, activations: str, width: int) -> tuple[str, str]:
-        """Return uint8[rows, K] codes and float32[..., 1] scales; layers that share an input share these."""
-        last_axis = self.constant(np.array([-1], np.int64))
-        highest = self.node("ReduceMax", activations, last_axis, keepdims=1)
-        lowest = self.node("ReduceMin", activations, last_axis, keepdims=1)
-        largest = self.node(
-            "Max", highest, self.node("Neg", lowest), self.constant(np.float32(_SMALLEST_RANGE))
-        )
-        scales = self.node("Mul", largest, self.constant(np.float32(1 / _LARGEST)))
-        flat_scales = self.node("Reshape", scales, self.constant(np.array([-1], np.int64)))
-        zero_points = self.node(
-            "ConstantOfShape",
-            self.node("Shape", flat_scales),
-            value=helper.make_tensor("zero_point", TensorProto.UINT8, [1], [_ZERO_POINT]),
-        )
+    def _quantise(self, activations: str, width: int) -> tuple[str, str, str]:
+        """Return uint8[rows, K] codes, float32[rows, 1] scales and float32[rows, 2] corrections.
+
+        Layers that share an input share these.
+        """
+        last_axis, zero = self.constant(np.array([-1], np.int64)), self.constant(np.float32(0))
         rows = self.node("Reshape", activations, self.constant(np.array([-1, width], np.int64)))
-        codes = self.node("QuantizeLinear", rows, flat_scales, zero_points, axis=0)
-        self._quantised[activations] = codes, scales
-        return codes, scales
+        highest = self.node("Max", self.node("ReduceMax", rows, last_axis, keepdims=1), zero)
+        lowest = self.node("Min", self.node("ReduceMin", rows, last_axis, keepdims=1), zero)
+        ranges = self.node(
+            "Max", self.node("Sub", highest, lowest), self.constant(np.float32(_SMALLEST_RANGE))
+        )
+        scales = self.node("Mul", ranges, self.constant(np.float32(1 / _LARGEST_CODE)))
+        zero_points = self.node("Round", self.node("Neg", self.node("Div", lowest, scales)))
+        flat = self.constant(np.array([-1], np.int64))
+        codes = self.node(
+            "QuantizeLinear",
+            rows,
+            self.node("Reshape", scales, flat),
+            self.node("Cast", self.node("Reshape", zero_points, flat), to=TensorProto.UINT8),
+            axis=0,
+        )
+        ones = self.node(
+            "ConstantOfShape",
+            self.node("Shape", scales),
+            value=helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]),
+        )
+        offsets = self.node("Neg", self.node("Mul", zero_points, scales))
+        corrections = self.node("Concat", offsets, ones, axis=1)
+        self._quantised[activations] = codes, scales, corrections
+        return codes, scales, corrections
 
     def model(self, inputs: Mapping[str, int], output: tuple[str, str], width: int) -> onnx.ModelProto:
         """Return the whole graph as a model.

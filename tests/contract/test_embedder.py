@@ -169,8 +169,8 @@ async def test_backends_are_different_models_of_near_vectors(
     texts = ["who wrote the first report on the flood", "a B-tree keeps its keys sorted " * 12, "yes"]
     both = [await embedder.embed_queries_with_tokens(texts) for embedder in (torch_embedder, onnx_embedder)]
     cosines_N = (both[0][0] * both[1][0]).sum(axis=1)
-    assert cosines_N.mean() > 0.99
-    assert cosines_N.min() > 0.97
+    assert cosines_N.mean() > 0.995
+    assert cosines_N.min() > 0.99
     for torch_TD, onnx_TD in zip(both[0][1], both[1][1], strict=True):
         assert torch_TD.shape == onnx_TD.shape
         assert (torch_TD * onnx_TD).sum(axis=1).mean() > 0.98

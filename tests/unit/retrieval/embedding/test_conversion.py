@@ -1,4 +1,4 @@
-"""Converted models give what sentence-transformers gives; those that do not are refused, and torch serves them."""
+"""Converted models give what sentence-transformers gives; others are refused, and torch serves them."""
 
 from __future__ import annotations
 
