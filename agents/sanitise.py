@@ -28,7 +28,7 @@ _TAG = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _AUTOLINK = re.compile(r"<([a-z][a-z0-9+.-]{1,31}:[^\s<>]*)>", re.IGNORECASE)
-_SCHEME = re.compile(r"(?:(?:https?|ftp)://|\bwww\.)(?=\S)", re.IGNORECASE)
+_SCHEME = re.compile(r"(?:https?|ftp)://|\bwww\.(?=\S)", re.IGNORECASE)
 
 
 _MAX_PASSES = 8

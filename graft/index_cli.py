@@ -235,7 +235,8 @@ def _show_versions(found: list[VersionInfo], as_json: bool) -> None:
 
     rows = [
         (item.state, item.version_id, f"{item.num_documents:,} of {item.num_wanted:,}",
-         f"{item.num_chunks:,}", item.spec.embedder, str(item.spec.chunk_tokens), item.spec.vectors, item.spec.tokens, item.spec.kind,
+         f"{item.num_chunks:,}", item.spec.embedder, str(item.spec.chunk_tokens), item.spec.vectors,
+         item.spec.tokens, item.spec.kind,
          " ".join(item.aliases))
         for item in found
     ]  # fmt: skip
@@ -259,7 +260,8 @@ def _show_segments(found: list[SegmentReport], as_json: bool) -> None:
 
     rows = [
         (item.shard, item.version_id, item.kind, str(item.seq), f"{item.num_rows:,}",
-         f"{item.num_base_rows:,}", f"{item.num_delta_rows:,}", f"{item.num_dead_rows:,}", f"{item.resident_bytes / 2**20:,.1f}",
+         f"{item.num_base_rows:,}", f"{item.num_delta_rows:,}", f"{item.num_dead_rows:,}",
+         f"{item.resident_bytes / 2**20:,.1f}",
          "" if item.built_recall is None else f"{item.built_recall:.3f}")
         for item in found
     ]  # fmt: skip

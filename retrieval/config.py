@@ -112,7 +112,7 @@ class RetrievalConfig:
     """How vectors are stored; another one than before makes a new index version of them."""
     vector_dim: int = 0
     """Numbers kept of each vector (Matryoshka embedders only); 0 for all."""
-    token_codec: TokenCodec = "none"
+    token_codec: TokenCodec = "sign"
     """How token vectors are stored for MaxSim: `none` keeps none; `sign` takes 48 bytes a token of MiniLM."""
     index_kind: IndexKind = "auto"
     """Structure of the vector index; `auto` picks by size and device."""
