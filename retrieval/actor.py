@@ -17,7 +17,7 @@ from retrieval.actor_calls import answer, named_actor
 from retrieval.config import PACKAGED_EMBEDDER, RetrievalConfig
 from retrieval.embedders import Embedders
 from retrieval.embedding.actor import ActorEmbedder, EmbedderActor, embedder_name, start_embedders
-from retrieval.errors import ShardMoved
+from retrieval.errors import IndexUnavailable
 from retrieval.shard_actor import (
     ActorHosts,
     IndexShardActor,
@@ -195,8 +195,9 @@ class ActorRetrieval(Router):
     async def _run(self, requests: list[SearchRequest]) -> list[SearchResult]:
         try:
             results = await super()._run(requests)
-        except ShardMoved:
-            await self._find_shards()
+        except IndexUnavailable:
+            if not await self._find_shards():
+                raise
             return await super()._run(requests)
         if self._attached and any(result.partial for result in results) and await self._find_shards():
             return await super()._run(requests)

@@ -14,6 +14,9 @@ from retrieval.reader import ShardReader
 
 Answer = TypeVar("Answer")
 
+STATS_SHARE = 0.4
+"""Part of a search's time after which shards that still count terms are given up: a silent one must leave the
+others time to look for candidates."""
 LEGS_SHARE = 0.75
 """Part of a search's time after which shards that still look for candidates are given up: the rest is for the
 others' passages."""

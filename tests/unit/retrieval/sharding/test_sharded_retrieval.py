@@ -97,6 +97,24 @@ async def test_lost_shard_is_named_and_never_silent(tmp_path: Path) -> None:
             await retrieval.search([QUERY])
 
 
+async def test_silent_shard_is_named_within_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path, num_shards=3) as retrieval:
+        await retrieval.upsert([record(number) for number in range(40)])
+        await found(retrieval)
+
+        async def silent(*_: object) -> None:
+            await asyncio.sleep(60)
+
+        monkeypatch.setattr(node_of(retrieval, 2), "answer", silent)
+        async with asyncio.timeout(20):
+            (result,) = await retrieval.search([SearchRequest("topic", k=1000, deadline_s=3.0)])
+        assert result.missing_shards == ("shard-2",)
+        here = [n for n in range(40) if retrieval.placement.shard_of(id_of(f"r{n}")) != 2]
+        assert {passage.document for passage in result.passages} == {f"r{n}" for n in here}
+
+
 async def test_refused_record_reaches_the_caller(tmp_path: Path) -> None:
     async with opened(tmp_path, num_shards=2) as retrieval:
         with pytest.raises(InvalidVector):
