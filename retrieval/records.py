@@ -47,6 +47,30 @@ class Prepared:
     """By version number, the one chunk of each."""
 
 
+def check(records: Sequence[Record]) -> list[bytes]:
+    """Check what can be told without the index, and return the records' texts as UTF-8.
+
+    Raises:
+        InvalidDocument: A record's name is no plain name, its text is empty, or two have one name.
+    """
+    names: set[str] = set()
+    texts: list[bytes] = []
+    for record in records:
+        check_path_name(record.name, what="record name")
+        if record.name in names:
+            raise InvalidDocument(f"two records are named {record.name!r}; give each its own name")
+        names.add(record.name)
+        if not record.text.strip():
+            raise InvalidDocument(f"record {record.name!r} has no text; give at least one word")
+        try:
+            texts.append(record.text.encode())
+        except UnicodeEncodeError as error:
+            raise InvalidDocument(
+                f"record {record.name!r} holds half a character (a lone surrogate); send valid Unicode"
+            ) from error
+    return texts
+
+
 def prepare(
     tenant: str,
     library: str,
@@ -69,20 +93,8 @@ def prepare(
         InvalidVector: A vector has another dimension than its version, is not finite, or zero.
     """
     now = time.time()
-    documents, chunks, terms, names = [], [], [], set()
-    for record in records:
-        check_path_name(record.name, what="record name")
-        if record.name in names:
-            raise InvalidDocument(f"two records are named {record.name!r}; give each its own name")
-        names.add(record.name)
-        if not record.text.strip():
-            raise InvalidDocument(f"record {record.name!r} has no text; give at least one word")
-        try:
-            data = record.text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidDocument(
-                f"record {record.name!r} holds half a character (a lone surrogate); send valid Unicode"
-            ) from error
+    documents, chunks, terms = [], [], []
+    for record, data in zip(records, check(records), strict=True):
         documents.append(
             (document_id_of(tenant, library, record.name), tenant, library, record.name,
              canonical(record.metadata), hashlib.sha256(data).hexdigest(), len(data), now)

@@ -13,6 +13,8 @@ from typing import Any
 from retrieval.config import RetrievalConfig
 from retrieval.documents import document_id_of
 from retrieval.errors import IndexUnavailable, IngestTimeout, ShardMoved
+from retrieval.metadata import canonical
+from retrieval.records import check as check_records
 from retrieval.requests import check_document
 from retrieval.sharding.topology import CurrentTopology, Topology, all_of, gathered
 from retrieval.types import (
@@ -62,6 +64,10 @@ class RoutedDocuments:
         self, records: Sequence[Record], *, library: str = DEFAULT_LIBRARY, tenant: str = DEFAULT_TENANT
     ) -> Acknowledged:
         """Store records in one transaction a shard; see `DocumentStore.upsert`."""
+        # Before any shard stores its part: one that refuses its own cannot take back the others'.
+        check_records(records)
+        for record in records:
+            canonical(record.metadata)
         document_ids = [document_id_of(tenant, library, record.name) for record in records]
 
         async def write(now: Topology) -> Acknowledged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,8 +181,6 @@ async def test_reshard_waits_for_no_version_being_built(tmp_path: Path) -> None:
         await retrieval.upsert(records(0, 10))
         store = node_of(retrieval, 0).local.store
         spec = store.version().spec
-        store.make_version(
-            type(spec)(**{**{name: getattr(spec, name) for name in spec.__slots__}, "tokens": "sign"})
-        )
+        store.make_version(replace(spec, vectors="binary"))
         with pytest.raises(InvalidVersion, match="being built"):
             await retrieval.reshard(3)

@@ -12,6 +12,7 @@ from retrieval.documents import document_id_of
 from retrieval.errors import (
     IndexUnavailable,
     IngestTimeout,
+    InvalidDocument,
     InvalidSearch,
     InvalidVector,
     UnknownDocument,
@@ -117,6 +118,10 @@ async def test_silent_shard_is_named_within_the_deadline(
 
 async def test_refused_record_reaches_the_caller(tmp_path: Path) -> None:
     async with opened(tmp_path, num_shards=2) as retrieval:
+        for wrong in ("", " "):
+            with pytest.raises(InvalidDocument, match="no text"):
+                await retrieval.upsert([*(record(number) for number in range(20)), Record("wrong", wrong)])
+        assert await retrieval.documents() == []
         with pytest.raises(InvalidVector):
             await retrieval.upsert([Record("r1", "text", vector=[1.0, 2.0])])
         with pytest.raises(InvalidSearch):
