@@ -12,9 +12,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from retrieval.versions import IndexKind
 
 WORDS = ("river", "stone", "garden", "letter", "winter", "harbour", "lantern", "meadow", "orchard", "thunder")
 NUM_BUCKETS = 1000
@@ -61,13 +64,16 @@ class VectorStore(Protocol):
 class GraftStore:
     """A shard: SQLite as truth, base segment and delta as cache; the words are indexed as well."""
 
+    kind: IndexKind = "auto"
+
     def __init__(self, folder: Path, dim: int) -> None:
         from retrieval.config import RetrievalConfig
         from retrieval.shard import Shard
         from retrieval.versions import VersionSpec
 
         self._shard = Shard(folder, RetrievalConfig())
-        self._version = self._shard.store.configure(VersionSpec("packaged", "given", dim, 180, 20, 2000))
+        spec = VersionSpec("packaged", "given", dim, 180, 20, 2000, kind=self.kind)
+        self._version = self._shard.store.configure(spec)
 
     def put(self, rows: range, vectors_ND: np.ndarray) -> None:
         from retrieval.records import Vectors
@@ -114,6 +120,12 @@ class GraftStore:
 
     def close(self) -> None:
         self._shard.close()
+
+
+class GraftIvfPqStore(GraftStore):
+    """A shard whose base is product codes in inverted lists with exact rerank, tuned to recall 0.95."""
+
+    kind = "ivf_pq"
 
 
 class QdrantLocalStore:
@@ -316,6 +328,7 @@ class SqliteVecStore:
 
 STORES: dict[str, type[Any]] = {
     "graft": GraftStore,
+    "graft_ivf_pq": GraftIvfPqStore,
     "qdrant_local": QdrantLocalStore,
     "lancedb": LanceStore,
     "lancedb_ivf_pq": LanceIndexedStore,
@@ -325,6 +338,7 @@ STORES: dict[str, type[Any]] = {
 """By arm, the store it opens."""
 PACKAGES = {
     "graft": "retrieval",
+    "graft_ivf_pq": "retrieval",
     "qdrant_local": "qdrant_client",
     "lancedb": "lancedb",
     "lancedb_ivf_pq": "lancedb",

@@ -267,14 +267,14 @@ def main() -> None:
     options = parser.parse_args()
     size = QUICK if options.quick else FULL
     report = Report("vector_peers", quick=options.quick or set(options.arms) != set(STORES))
-    others = [arm for arm in options.arms if arm != "graft"]
-    here = [arm for arm in options.arms if arm == "graft"] + present(options.peers_python, others)
+    ours = [arm for arm in options.arms if PACKAGES[arm] == "retrieval"]
+    here = ours + present(options.peers_python, [arm for arm in options.arms if arm not in ours])
     absent = [arm for arm in options.arms if arm not in here]
     report.add("absent", "stores", len(absent), "stores", names=absent)
     with tempfile.TemporaryDirectory(prefix="graft-peers-") as home:
         inputs = Inputs.made(Path(home), size)
         for arm in here:
-            python = sys.executable if arm == "graft" else options.peers_python
+            python = sys.executable if arm in ours else options.peers_python
             folders = (Path(home) / f"{arm}-{number}" for number in itertools.count())
             try:
                 measure_store(report, arm, python, inputs, size, next(folders))
