@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 _ROWS_PER_SUBJECT = 64
 _LATENT_DIM = 32
@@ -67,21 +68,20 @@ class Clustered:
         return _unit(_unit(latent_NL) @ self.lift_LD + noise_ND)
 
 
-def exact_neighbours(matrix_ND: np.ndarray, queries_QD: np.ndarray, k: int) -> np.ndarray:
-    """Return int64[Q, k], the positions of the k largest inner products, in no order."""
-    best_scores = np.full((len(queries_QD), 0), -np.inf, dtype=np.float32)
-    best_rows = np.empty((len(queries_QD), 0), dtype=np.int64)
+def exact_neighbours(
+    matrix_ND: np.ndarray, queries_QD: np.ndarray, k: int, device: str = "cpu"
+) -> np.ndarray:
+    """Return int64[Q, k], the positions of the k largest inner products, best first."""
+    queries = torch.from_numpy(np.array(queries_QD)).to(device)
+    best = torch.empty((len(queries), 0), device=device)
+    rows = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
     for start in range(0, len(matrix_ND), _BLOCK_ROWS):
-        block_ND = matrix_ND[start : start + _BLOCK_ROWS].astype(np.float32, copy=False)
-        scores = queries_QD @ block_ND.T
-        top = np.argpartition(-scores, min(k, len(block_ND)) - 1, axis=1)[:, :k]
-        best_scores = np.hstack((best_scores, np.take_along_axis(scores, top, 1)))
-        best_rows = np.hstack((best_rows, top + start))
-        if best_rows.shape[1] > k:
-            keep = np.argpartition(-best_scores, k - 1, axis=1)[:, :k]
-            best_scores = np.take_along_axis(best_scores, keep, 1)
-            best_rows = np.take_along_axis(best_rows, keep, 1)
-    return best_rows
+        block = np.array(matrix_ND[start : start + _BLOCK_ROWS], dtype=np.float32)
+        top = (queries @ torch.from_numpy(block).to(device).T).topk(min(k, len(block)), dim=1)
+        best, rows = torch.cat((best, top.values), dim=1), torch.cat((rows, top.indices + start), dim=1)
+        kept = best.topk(min(k, best.shape[1]), dim=1)
+        best, rows = kept.values, rows.gather(1, kept.indices)
+    return rows.cpu().numpy()
 
 
 def recall(found_QK: np.ndarray, wanted_QK: np.ndarray) -> float:

@@ -197,7 +197,7 @@ def timed(search: Callable[[np.ndarray], np.ndarray], batches: list[np.ndarray])
 
 def cpu_ivf(lists: HostLists, size: Size) -> tuple[str, Callable[[np.ndarray, int], np.ndarray]]:
     """Return the CPU's IVF over the same lists and what computes it: FAISS, or the same search in torch."""
-    if importlib.util.find_spec("faiss") and lists.vectors_ND.dtype == np.float32:
+    if importlib.util.find_spec("faiss"):
         import faiss
 
         faiss.omp_set_num_threads(torch.get_num_threads())
@@ -205,7 +205,10 @@ def cpu_ivf(lists: HostLists, size: Size) -> tuple[str, Callable[[np.ndarray, in
         quantizer.add(lists.centroids_CD)  # pyright: ignore[reportCallIssue]
         index = faiss.IndexIVFFlat(quantizer, lists.dim, lists.num_lists, faiss.METRIC_INNER_PRODUCT)
         index.is_trained = True
-        index.add_with_ids(lists.vectors_ND, lists.ids_N.astype(np.int64))  # pyright: ignore[reportCallIssue]
+        for start in range(0, lists.num_rows, 2**18):
+            block = lists.vectors_ND[start : start + 2**18].astype(np.float32)
+            ids = lists.ids_N[start : start + 2**18].astype(np.int64)
+            index.add_with_ids(block, ids)  # pyright: ignore[reportCallIssue]
 
         def by_faiss(queries_QD: np.ndarray, nprobe: int) -> np.ndarray:
             index.nprobe = nprobe
@@ -226,7 +229,7 @@ def coded_arms(
 ) -> None:
     """Compare resident codes with exact rerank against the CPU's IVF, each at its fastest at the floor."""
     batches = [data.queries(size.batch, seed=2000 + number) for number in range(2)]
-    wanted_QK = exact_neighbours(matrix_ND, np.concatenate(batches), K)
+    wanted_QK = exact_neighbours(matrix_ND, np.concatenate(batches), K, device)
     limit = int(lists.num_rows * lists.row_bytes * size.residency)
     index = CodedIndex(
         lists,

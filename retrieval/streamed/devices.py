@@ -9,6 +9,7 @@ Legend: S slots, R rows a page, D dimensions, N rows in host memory.
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -118,9 +119,43 @@ class SimulatedDevice:
         self._copier.shutdown()
 
 
-def _runtime() -> Any:
-    """Return torch's CUDA runtime, whose functions have no types."""
-    return torch.cuda.cudart()
+class _PageLocks:
+    """Arrays page-locked in this process: CUDA locks one once, and several indexes may share it."""
+
+    def __init__(self) -> None:
+        self._users: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def take(self, host_ND: torch.Tensor) -> None:
+        """Lock an array, or count one more user of it.
+
+        Raises:
+            RuntimeError: The system refuses.
+        """
+        address = host_ND.data_ptr()
+        with self._lock:
+            if address not in self._users:
+                runtime: Any = torch.cuda.cudart()
+                failed = int(runtime.cudaHostRegister(address, host_ND.nbytes, 0))
+                if failed:
+                    raise RuntimeError(
+                        f"cannot page-lock {host_ND.nbytes:,} bytes of lists (CUDA error {failed}); raise "
+                        "the locked-memory limit, or keep the lists in a folder"
+                    )
+            self._users[address] = self._users.get(address, 0) + 1
+
+    def release(self, host_ND: torch.Tensor) -> None:
+        """Unlock an array when its last user is gone."""
+        address = host_ND.data_ptr()
+        with self._lock:
+            self._users[address] -= 1
+            if not self._users[address]:
+                del self._users[address]
+                runtime: Any = torch.cuda.cudart()
+                runtime.cudaHostUnregister(address)
+
+
+_PAGE_LOCKS = _PageLocks()
 
 
 class CudaDevice:
@@ -153,12 +188,7 @@ class CudaDevice:
         self._vectors_ND = vectors_ND
         if not isinstance(vectors_ND, np.memmap):
             host_ND = torch.from_numpy(vectors_ND)
-            failed = _runtime().cudaHostRegister(host_ND.data_ptr(), host_ND.nbytes, 0)
-            if int(failed) != 0:
-                raise RuntimeError(
-                    f"cannot page-lock {host_ND.nbytes:,} bytes of lists (CUDA error {int(failed)}); raise "
-                    "the locked-memory limit, or keep the lists in a folder"
-                )
+            _PAGE_LOCKS.take(host_ND)
             self._host_ND = host_ND
             return
         row_bytes = vectors_ND.shape[1] * vectors_ND.itemsize
@@ -230,7 +260,7 @@ class CudaDevice:
         """Wait for the device, then unlock the array."""
         torch.cuda.synchronize(self.where)
         if self._host_ND is not None:
-            _runtime().cudaHostUnregister(self._host_ND.data_ptr())
+            _PAGE_LOCKS.release(self._host_ND)
             self._host_ND = None
         self._staging = []
 
