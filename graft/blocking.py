@@ -79,6 +79,11 @@ class Graft:
         return self._core.retriever
 
     @property
+    def max_document_bytes(self) -> int:
+        """Return the largest file that is accepted."""
+        return self._core.max_document_bytes
+
+    @property
     def index(self) -> Index:
         """Return the index: versions, compaction, snapshots, recall, progress, import and export."""
         return Index(self._core.index, self._portal)
