@@ -44,6 +44,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "max_document_chars": (1, 1_000_000_000),
     "max_document_chunks": (1, 1_000_000),
     "read_timeout_s": (0.1, 86_400),
+    "bulk_files": (1, 1_000_000_000),
+    "bulk_memory_bytes": (32 * MIB, 1 << 50),
     "read_memory_bytes": (128 * MIB, 1024 * 1024 * MIB),
     "gather_max_rows": (0, 10_000_000),
     "vector_threads": (0, 1024),
@@ -150,6 +152,10 @@ class RetrievalConfig:
     """Longest time one document's text extraction, and its chunking, may take."""
     read_memory_bytes: int = 2048 * MIB
     """Address space of the process that reads documents."""
+    bulk_files: int = 200
+    """From so many files a call to `ingest` reads and embeds them through Ray Data, where there is Ray."""
+    bulk_memory_bytes: int = 256 * MIB
+    """Memory of Ray's object store that such an ingestion may fill, however large the folder is."""
     gather_max_rows: int = 20_000
     """A filter that keeps at most this many chunks is answered by copying them out and searching exactly."""
     vector_threads: int = 0

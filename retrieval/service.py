@@ -27,8 +27,10 @@ from retrieval.ranking.searcher import Searcher
 from retrieval.ranking.view import IndexView
 from retrieval.reading import ReadingProcess
 from retrieval.records import Vectors
+from retrieval.requests import check_document
 from retrieval.shard import LocalShard, Shard
 from retrieval.sharding.write_gate import WriteGate
+from retrieval.taking_in import ReadDocument, take_in
 from retrieval.types import (
     DEFAULT_LIBRARY,
     DEFAULT_TENANT,
@@ -197,6 +199,24 @@ class LocalRetrieval(LocalAdmin):
         document = await asyncio.to_thread(self._shard.add, name, data, library, tenant, metadata)
         self._ingestor.notify()
         return document
+
+    async def take_in(
+        self,
+        read: Sequence[ReadDocument],
+        version_id: str,
+        *,
+        library: str = DEFAULT_LIBRARY,
+        tenant: str = DEFAULT_TENANT,
+        metadata: Metadata | None = None,
+    ) -> list[Document]:
+        """Store documents that were read, cut and embedded elsewhere; see `taking_in.take_in`."""
+        for one in read:
+            check_document(one.name, one.data, library, tenant, self._shard.config)
+        taken = await asyncio.to_thread(
+            take_in, self._store, read, version_id, library=library, tenant=tenant, metadata=metadata
+        )
+        self._ingestor.notify(versions=True)
+        return taken
 
     async def upsert(
         self, records: Sequence[Record], *, library: str = DEFAULT_LIBRARY, tenant: str = DEFAULT_TENANT

@@ -20,6 +20,7 @@ from retrieval.sharding.held_transaction import HeldTransaction
 from retrieval.sharding.log_side import LogSide
 from retrieval.sharding.shard_copy import Answered, Call, Changes, ShardCopy
 from retrieval.sharding.switch_side import SwitchSide
+from retrieval.taking_in import ReadDocument
 from retrieval.types import DEFAULT_LIBRARY, DEFAULT_TENANT, Document, Embedder, Metadata
 from retrieval.versions import VersionInfo
 
@@ -32,7 +33,10 @@ _LOCAL = (
     "versions", "wait_version", "drop_version", "set_alias", "switch", "segments", "compact",
     "estimate_recall", "snapshot", "progress",
 )  # fmt: skip
-_WRITES = ("add", "delete", "upsert", "make_version", "switch", "drop_version", "set_alias", "prepare_switch")
+_WRITES = (
+    "add", "take_in", "delete", "upsert", "make_version", "switch", "drop_version", "set_alias",
+    "prepare_switch",
+)  # fmt: skip
 _NOBODY = -1
 _SHARD_FILES = ("shard.sqlite3", "shard.sqlite3-wal", "shard.sqlite3-shm", "epochs.json")
 
@@ -194,6 +198,21 @@ class ShardNode:
         async with self.local.gate.writing():
             return await self.local.add(name, data, library=library, tenant=tenant, metadata=metadata)
 
+    async def take_in(
+        self,
+        read: Sequence[ReadDocument],
+        version_id: str,
+        *,
+        library: str,
+        tenant: str,
+        metadata: Metadata | None,
+    ) -> list[Document]:
+        """Store documents that were read, cut and embedded elsewhere; see `taking_in.take_in`."""
+        async with self.local.gate.writing():
+            return await self.local.take_in(
+                read, version_id, library=library, tenant=tenant, metadata=metadata
+            )
+
     async def delete(self, document_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
         """Remove a document; see `DocumentStore.delete`."""
         async with self.local.gate.writing():
@@ -294,7 +313,9 @@ _OWN: dict[type, tuple[str, ...]] = {
     SwitchSide: (
         "epoch", "epochs", "prepare_switch", "end_switch", "commit_epoch", "revive", "target",
     ),
-    ShardNode: ("add", "delete", "make_version", "shut", "move", "found", "enter_epoch", "set_primary"),
+    ShardNode: (
+        "add", "take_in", "delete", "make_version", "shut", "move", "found", "enter_epoch", "set_primary",
+    ),
 }  # fmt: skip
 """Methods a router may call, by who answers them."""
 

@@ -22,6 +22,7 @@ from retrieval.sharding.reshard import Reshard
 from retrieval.sharding.routed_admin import RoutedAdmin
 from retrieval.sharding.routed_documents import RoutedDocuments
 from retrieval.sharding.routed_search import RoutedSearch
+from retrieval.sharding.routed_taking_in import RoutedTakingIn
 from retrieval.sharding.shard_copy import Call, ShardCopy
 from retrieval.sharding.topology import CurrentTopology, Topology, all_of, gathered
 from retrieval.sharding.version_switch import settle
@@ -57,7 +58,7 @@ class Hosts(Protocol):
         ...
 
 
-class Router(RoutedDocuments, RoutedSearch, RoutedAdmin):
+class Router(RoutedDocuments, RoutedTakingIn, RoutedSearch, RoutedAdmin):
     """All shards of one index; belongs to one event loop."""
 
     def __init__(
