@@ -226,7 +226,8 @@ def kills(report: Report, arm: str, python: str, inputs: Inputs, size: Size, fol
         beyond = sum(acknowledged <= row < acknowledged + _KILL_BATCH for row in present)
         counts["torn_batches"] += 0 < beyond < _KILL_BATCH
     for metric, count in counts.items():
-        report.add(arm, f"kill9_{metric}", count, "rows" if metric != "torn_batches" else "batches")
+        unit = {"torn_batches": "batches", "not_reopened": "kills"}.get(metric, "rows")
+        report.add(arm, f"kill9_{metric}", count, unit)
     if reopened_s:
         report.add(arm, "kill9_reopen", round(statistics.median(reopened_s), 2), "s", kills=size.kills)
 
