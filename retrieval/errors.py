@@ -15,7 +15,6 @@ RetrievalError
     |-- IndexUnavailable       no shard could answer
     |   |-- ShardRestarting    a copy of a shard is coming back
     |   `-- ShardMoved         the documents live on other shards now
-    |-- WrongEmbedder          the embedder here is not the one that made the index version
     |-- Overloaded             the queue of searches is full; try again later
     |-- IngestTimeout          documents still under way when the caller's patience ended
     `-- StorageFull            the disk has no room; nothing was stored
@@ -82,10 +81,6 @@ class ShardRestarting(IndexUnavailable):
 
 class ShardMoved(IndexUnavailable):
     """The documents of a shard live on others now; a router looks up where and asks there."""
-
-
-class WrongEmbedder(RetrievalUnavailable):
-    """The embedder here is not the one that made the index version; their vectors cannot be compared."""
 
 
 class Overloaded(RetrievalUnavailable):

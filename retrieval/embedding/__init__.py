@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retrieval.embedding.actor import ActorEmbedder, EmbedderActor
     from retrieval.embedding.embedder import SentenceTransformerEmbedder
-    from retrieval.embedding.identity import require_same_model
 
 _HOME = {
     "ActorEmbedder": "actor",
     "EmbedderActor": "actor",
     "SentenceTransformerEmbedder": "embedder",
-    "require_same_model": "identity",
 }
 
-__all__ = ["ActorEmbedder", "EmbedderActor", "SentenceTransformerEmbedder", "require_same_model"]
+__all__ = ["ActorEmbedder", "EmbedderActor", "SentenceTransformerEmbedder"]
 
 
 def __getattr__(name: str) -> Any:

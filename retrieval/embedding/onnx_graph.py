@@ -57,7 +57,7 @@ class Graph:
     def linear(self, activations: str, weight_KN: np.ndarray, bias_N: np.ndarray | None = None) -> str:
         """Add `activations @ weight + bias` in 8-bit integers.
 
-        With a row's codes q, its scale s and zero point z, and the rounded weight W with the sum of its rows w,
+        A row with codes q, scale s and zero point z, times the rounded weight W whose rows sum to w, is
         `x @ W + b = s * (q @ W) + [-s * z, 1] @ [w; b]`.
 
         Args:
