@@ -1,8 +1,9 @@
-"""Many real passages with vectors that are cheap to make: passages of old books, for speed and recall at scale.
+"""Many real passages with vectors that are cheap to make: passages of old books, for speed at scale.
 
-Embedding 100,000 passages takes a CPU half an hour. Each vector here is the mean of the packaged model's word
-embeddings of the passage's tokens, weighted by their rarity, normalised: a hard, clustered distribution of the
-model's own dimension, not the model's vectors. Figures that depend on meaning use real embeddings instead.
+Embedding 100,000 passages takes a CPU half an hour. Each vector here is the mean of the packaged model's
+word embeddings of the passage's tokens, weighted by their rarity, normalised: a hard, clustered
+distribution of the model's own dimension, not the model's vectors. Figures that depend on meaning use real
+embeddings instead.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How well searches find: nDCG@10 and recall@10 of each leg and of what is made of them, on five test sets.
 
-Arms: `dense`, `lexical`, `hybrid` (convex combination), `hybrid_rrf`, `hybrid_maxsim` (late interaction over the
-embedder's own token vectors). Every arm searches the same index through the same call; a passage is one chunk.
-No label of these sets was used to choose a weight.
+Arms: `dense`, `lexical`, `hybrid` (convex combination), `hybrid_rrf`, `hybrid_maxsim` (late interaction
+over the embedder's own token vectors). Every arm searches the same index through the same call; a passage
+is one chunk. No label of these sets was used to choose a weight.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ async def _measure_arm(
 async def run(data: Path, quick: bool) -> None:
     """Measure every collection that is there."""
     report = Report("retrieval_quality", quick=quick)
-    config = RetrievalConfig(token_codec="int4", maxsim_budget_ms=60_000.0)
+    config = RetrievalConfig(maxsim_budget_ms=60_000.0)
     measured = 0
     for name in QUICK if quick else COLLECTIONS:
         collection = await asyncio.to_thread(load, name, data)

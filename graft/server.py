@@ -21,6 +21,7 @@ from graft.config import ServerConfig
 from graft.index_api import index_router
 from graft.sdk import AsyncGraft
 from graft.wire import (
+    BUSY,
     OURS,
     answer_to_json,
     error_to_json,
@@ -33,7 +34,6 @@ from graft.wire import (
 from retrieval.errors import InvalidDocument
 from retrieval.filter_parsing import parse_filter
 from retrieval.types import DEFAULT_LIBRARY, Expand, Fusion, Rerank, SearchMode, SearchRequest
-from serving.errors import Overloaded
 from serving.types import GenerateRequest, Prompt
 
 logger = logging.getLogger(__name__)
@@ -250,9 +250,7 @@ def create_app(graft: AsyncGraft, access: Access, config: ServerConfig) -> FastA
 
     async def ours(_: Request, error: Exception) -> JSONResponse:
         headers = (
-            {"retry-after": str(max(1, round(error.retry_after_s)))}
-            if isinstance(error, Overloaded)
-            else None
+            {"retry-after": str(max(1, round(error.retry_after_s)))} if isinstance(error, BUSY) else None
         )
         return JSONResponse(error_to_json(error), status_code=status_of(error), headers=headers)
 

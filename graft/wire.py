@@ -16,6 +16,7 @@ from agents.events import EVENT_TYPES, RunEvent
 from agents.state import Citation, RunResult
 from graft.errors import AccessDenied, ConfigError, GraftError, RemoteError
 from retrieval.errors import (
+    IndexOverloaded,
     IndexUnavailable,
     IngestTimeout,
     InvalidDocument,
@@ -60,6 +61,7 @@ STATUS: dict[type[Exception], int] = {
     UnknownGraph: 404,
     UnknownThread: 404,
     Overloaded: 429,
+    IndexOverloaded: 429,
     GeneratorUnavailable: 503,
     ModelUnusable: 503,
     IndexUnavailable: 503,
@@ -67,6 +69,9 @@ STATUS: dict[type[Exception], int] = {
     StorageFull: 507,
 }
 """HTTP status of every error with a class of its own; other errors of ours are 500."""
+
+BUSY = (Overloaded, IndexOverloaded)
+"""Errors that say when to come back."""
 
 OURS = (GraftError, RetrievalError, ServingError, AgentError)
 """Roots of every error raised on purpose."""
@@ -155,7 +160,7 @@ def status_of(error: Exception) -> int:
 def error_to_json(error: Exception) -> dict[str, Any]:
     """Return an error in the shape OpenAI's clients read, with our class name as `type`."""
     body: dict[str, Any] = {"message": str(error), "type": type(error).__name__, "param": None, "code": None}
-    if isinstance(error, Overloaded):
+    if isinstance(error, BUSY):
         body["retry_after_s"] = error.retry_after_s
     return {"error": body}
 
@@ -167,7 +172,8 @@ def error_from_json(data: Any, status: int) -> Exception:
         return RemoteError(f"the platform answered {status} without a message", status)
     message = str(body.get("message"))
     name = body.get("type")
-    if name == Overloaded.__name__:
-        return Overloaded(message, float(body.get("retry_after_s", 1.0)))
+    for busy in BUSY:
+        if name == busy.__name__:
+            return busy(message, float(body.get("retry_after_s", 1.0)))
     cls = next((cls for cls in STATUS if cls.__name__ == name), None)
     return cls(message) if cls else RemoteError(message, status)

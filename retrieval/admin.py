@@ -1,7 +1,7 @@
 """What an operator asks of an index: versions, compaction, snapshots, recall, progress, export.
 
-`LocalRetrieval` and `ActorRetrieval` answer this protocol beside `Retriever` and `DocumentStore`; the SDK, the
-command line and HTTP speak it.
+`LocalRetrieval` and `ActorRetrieval` answer this protocol beside `Retriever` and `DocumentStore`; the SDK,
+the command line and HTTP speak it.
 """
 
 from __future__ import annotations

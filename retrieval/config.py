@@ -183,7 +183,7 @@ class RetrievalConfig:
     num_replicas: int = 0
     """Copies of each shard beside its primary; they follow its log and answer searches."""
     max_queued_searches: int = 4096
-    """Searches that may wait for their turn; one more is refused with `Overloaded`."""
+    """Searches that may wait for their turn; one more is refused with `IndexOverloaded`."""
     search_batch: int = 64
     """Most searches of several callers that share one call of a shard."""
     batch_window_ms: float = 3.0
@@ -199,7 +199,7 @@ class RetrievalConfig:
     maxsim_weight: float = 0.75
     """Weight of MaxSim in a reranked score, 0 to 1; the fused score has the rest."""
     maxsim_budget_ms: float = 100.0
-    """Time a query's MaxSim may take, fetching the codes included; it is skipped when it would take longer."""
+    """Time a query's MaxSim may take, fetching the codes included; skipped when it would take longer."""
     cross_encoder: str = ""
     """Folder of a sentence-transformers cross-encoder, or a Hugging Face model id; empty for none."""
     cross_encoder_candidates: int = 20

@@ -15,7 +15,7 @@ RetrievalError
     |-- IndexUnavailable       no shard could answer
     |   |-- ShardRestarting    a copy of a shard is coming back
     |   `-- ShardMoved         the documents live on other shards now
-    |-- Overloaded             the queue of searches is full; try again later
+    |-- IndexOverloaded        the queue of searches is full; try again later
     |-- IngestTimeout          documents still under way when the caller's patience ended
     `-- StorageFull            the disk has no room; nothing was stored
 """
@@ -83,7 +83,7 @@ class ShardMoved(IndexUnavailable):
     """The documents of a shard live on others now; a router looks up where and asks there."""
 
 
-class Overloaded(RetrievalUnavailable):
+class IndexOverloaded(RetrievalUnavailable):
     """Too many searches wait already; try again after a moment."""
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from retrieval.errors import Overloaded, RetrievalRequestError
+from retrieval.errors import IndexOverloaded, RetrievalRequestError
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -82,10 +82,10 @@ class MicroBatcher(Generic[Item, Answer]):
             deadline_s: Seconds the items may wait for their turn; None for as long as it takes.
 
         Raises:
-            Overloaded: Too many items wait already, or these waited out their deadline.
+            IndexOverloaded: Too many items wait already, or these waited out their deadline.
         """
         if self._num_queued and self._num_queued + len(items) > self._max_queued:
-            raise Overloaded(
+            raise IndexOverloaded(
                 f"{self._num_queued:,} searches wait already (max_queued_searches={self._max_queued:,}); "
                 f"try again in {self._retry_s():.2f} s",
                 self._retry_s(),
@@ -147,7 +147,9 @@ class MicroBatcher(Generic[Item, Answer]):
                 continue  # Its caller has left.
             if now > waiting.give_up_at:
                 waiting.answers.set_exception(
-                    Overloaded("the search waited out its deadline in the queue; try again", self._retry_s())
+                    IndexOverloaded(
+                        "the search waited out its deadline in the queue; try again", self._retry_s()
+                    )
                 )
                 continue
             batch.append(waiting)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from retrieval.config import RetrievalConfig
-from retrieval.errors import InvalidSearch, Overloaded, UnknownVersion
+from retrieval.errors import IndexOverloaded, InvalidSearch, UnknownVersion
 from retrieval.requests import check_searches
 from retrieval.sharding.batcher import MicroBatcher
 from retrieval.sharding.index_views import IndexViews
@@ -66,7 +66,7 @@ class RoutedSearch:
 
         Raises:
             InvalidSearch: A request is out of its bounds.
-            Overloaded: Too many searches wait already.
+            IndexOverloaded: Too many searches wait already.
             IndexUnavailable: No shard could answer.
         """
         if not requests:
@@ -83,7 +83,7 @@ class RoutedSearch:
     async def _alone(self, requests: list[SearchRequest]) -> list[SearchResult]:
         """Answer searches that may wait for a write, which nobody else should wait for."""
         if self._num_alone >= self._config.max_queued_searches:
-            raise Overloaded(
+            raise IndexOverloaded(
                 f"{self._num_alone:,} searches wait for a log position already (max_queued_searches="
                 f"{self._config.max_queued_searches:,}); try again in {_RETRY_S:g} s",
                 _RETRY_S,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.config import RetrievalConfig
-from retrieval.errors import IndexUnavailable, InvalidSearch, Overloaded, UnknownVersion
+from retrieval.errors import IndexOverloaded, IndexUnavailable, InvalidSearch, UnknownVersion
 from retrieval.filters import Compare
 from retrieval.ranking.searcher import Searcher
 from retrieval.ranking.view import IndexView
@@ -183,8 +183,8 @@ async def test_no_shard_left_is_an_error_of_ours() -> None:
     with pytest.raises(IndexUnavailable, match=r"shard-0: gone; shard-1: gone, too"):
         await searcher_over(shards).search([SearchRequest("dough")])
     only = await baking()
-    only[0].error["candidates"] = Overloaded("full")
-    with pytest.raises(Overloaded):
+    only[0].error["candidates"] = IndexOverloaded("full")
+    with pytest.raises(IndexOverloaded):
         await searcher_over(only).search([SearchRequest("dough")])
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from retrieval.errors import IndexUnavailable, InvalidSearch, Overloaded
+from retrieval.errors import IndexOverloaded, IndexUnavailable, InvalidSearch
 from retrieval.sharding.batcher import MicroBatcher
 
 
@@ -72,7 +72,7 @@ async def test_full_queue_refuses_with_a_retry_hint() -> None:
     for n in range(4):
         tasks.append(asyncio.create_task(batch.submit([n])))
         await asyncio.sleep(0.02)
-    with pytest.raises(Overloaded, match="max_queued_searches=3") as refused:
+    with pytest.raises(IndexOverloaded, match="max_queued_searches=3") as refused:
         await batch.submit([9])
     assert 0 < refused.value.retry_after_s <= 30
     run.gate.set()
@@ -105,7 +105,7 @@ async def test_waiting_out_the_deadline_in_the_queue_is_overload() -> None:
     await asyncio.sleep(0.03)
     run.gate.set()
     assert await first == [2]
-    with pytest.raises(Overloaded, match="deadline"):
+    with pytest.raises(IndexOverloaded, match="deadline"):
         await late
     assert run.batches == [[1]]
 
