@@ -84,13 +84,15 @@ def configure(db: sqlite3.Connection, spec: VersionSpec) -> StoredVersion:
 
     One that differs from the active version is made the target: it is built beside it and switched to when it
     lacks nothing. A configuration that was there before and is not active now was switched away from on
-    purpose; it stays so.
+    purpose; it stays so, also once its version was dropped.
     """
     before = _meta(db, _CONFIGURED)
     _set_meta(db, _CONFIGURED, spec.version_id)
     row = db.execute("SELECT * FROM versions WHERE version_id=?", (spec.version_id,)).fetchone()
     if row is not None and before in (spec.version_id, None):  # None: copied from another shard.
         return stored_version(row)
+    if row is None and before == spec.version_id:
+        return find(db, None)
     target = target_of(db)
     version = make(db, spec)
     if version.state is VersionState.ACTIVE:

@@ -192,6 +192,16 @@ def test_configuration_that_did_not_change_leaves_the_operators_choice(tmp_path:
         assert store.target_version() is None
 
 
+def test_configured_version_that_was_dropped_stays_dropped(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        store.make_version(OTHER)
+        store.set_state(OTHER.version_id, VersionState.ACTIVE)
+        store.drop_version(SPEC.version_id)
+    with opened(tmp_path) as store:
+        assert [version.version_id for version in store.versions()] == [OTHER.version_id]
+        assert store.target_version() is None
+
+
 def test_configuration_changed_back_stops_the_build(tmp_path: Path) -> None:
     with opened(tmp_path, SPEC), contextlib.nullcontext():
         pass
