@@ -52,11 +52,16 @@ def draw_panel(axes: Axes, title: str, rows: list[dict[str, Any]]) -> None:
         bound = "at least" if row.get("better") == "higher" else "at most"
         note = f"{value:g}" if target is None else f"{value:g}  ({bound} {target:g})"
         axes.annotate(note, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
-    axes.set_yticks(range(len(rows)), [str(row["arm"]) for row in rows])
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, limit * 1.1)
     axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label(row: dict[str, Any]) -> str:
+    """Return the arm, and what tells its rows apart."""
+    return " ".join(str(row[name]) for name in ("collection", "arm", "kind") if name in row)
 
 
 def draw(record: dict[str, Any], path: Path) -> None:

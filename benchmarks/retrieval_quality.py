@@ -87,6 +87,7 @@ async def _measure_arm(
         round(mean(scores), 4),
         "score",
         target=TARGETS.get((collection.name, arm)),
+        better="higher",
         hit_at_1=round(mean(hits), 4),
         index_s=round(index_s, 1),
         **about,
