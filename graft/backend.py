@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from agents.budget import Budget
 from agents.events import RunEvent
 from agents.state import ChatTurn, RunResult, ThreadInfo
 from retrieval.admin import IndexAdmin
-from retrieval.types import DocumentStore, Retriever
+from retrieval.bulk import BulkProgress, BulkResult, SourceFile
+from retrieval.types import DocumentStore, Metadata, Retriever
 from serving.types import Generator
 
 if TYPE_CHECKING:
@@ -154,4 +155,31 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Let go of everything that was opened or started."""
+        ...
+
+
+@runtime_checkable
+class BulkBackend(Protocol):
+    """A platform that reads files of this machine by itself, many at a time; a remote one does not."""
+
+    @property
+    def bulk_files(self) -> int:
+        """Return from how many files it is worth it."""
+        ...
+
+    async def ingest_files(
+        self,
+        files: Sequence[SourceFile],
+        *,
+        library: str,
+        tenant: str,
+        metadata: Metadata | None,
+        on_progress: Callable[[BulkProgress], None] | None = None,
+    ) -> BulkResult | None:
+        """Ingest files and return what became of them; None where they have to be added one by one.
+
+        Raises:
+            InvalidMetadata: A field cannot be stored.
+            RetrievalUnavailable: A shard does not answer or has no room; what was stored before is kept.
+        """
         ...

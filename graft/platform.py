@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Self
@@ -24,7 +24,8 @@ from retrieval.types import DEFAULT_TENANT, DocumentState
 if TYPE_CHECKING:
     from agents.pipeline import Pipeline
     from retrieval.actor import ActorRetrieval
-    from retrieval.types import EmbedderInfo
+    from retrieval.bulk import BulkProgress, BulkResult, SourceFile
+    from retrieval.types import EmbedderInfo, Metadata
     from serving.actor import ActorGenerator
     from serving.types import GeneratorInfo
 
@@ -250,6 +251,38 @@ class Platform:
     def max_document_bytes(self) -> int:
         """Return the largest file that is accepted."""
         return self.config.retrieval.max_document_bytes
+
+    @property
+    def bulk_files(self) -> int:
+        """Return from how many files `ingest_files` is worth it."""
+        return self.config.retrieval.bulk_files
+
+    async def ingest_files(
+        self,
+        files: Sequence[SourceFile],
+        *,
+        library: str,
+        tenant: str,
+        metadata: Metadata | None,
+        on_progress: Callable[[BulkProgress], None] | None = None,
+    ) -> BulkResult | None:
+        """Ingest files of this machine through Ray Data; None while another embedder's version answers."""
+        from retrieval.bulk_ingest import bulk_ingest, bulk_version
+
+        config = self.config.retrieval
+        version = await bulk_version(self.retriever, config)
+        if version is None:
+            return None
+        return await bulk_ingest(
+            self.retriever,
+            config,
+            version,
+            files,
+            library=library,
+            tenant=tenant,
+            metadata=metadata,
+            on_progress=on_progress,
+        )
 
     @property
     def retriever(self) -> ActorRetrieval:

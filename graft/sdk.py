@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from graft.backend import Backend, PlatformStatus
+from graft.bulk import ingest_many
 from graft.folders import document_files, document_name
 from graft.index import AsyncIndex
 from graft.pipelines import AsyncPipeline
+from retrieval.bulk import BulkProgress, SourceFile
 from retrieval.files import read_file
 from retrieval.filter_parsing import parse_filter
 from retrieval.filters import Filter
@@ -197,32 +199,52 @@ class AsyncGraft:
         library: str = DEFAULT_LIBRARY,
         metadata: Metadata | None = None,
         timeout_s: float | None = 600.0,
+        on_progress: Callable[[BulkProgress], None] | None = None,
     ) -> list[Document]:
         """Add files, and the files of folders, and wait until each is ready or failed.
 
         A file of a folder is named by its path below that folder, so equal names in two of its subfolders are
-        two documents.
+        two documents. So many files as `retrieval.bulk_files` are read and embedded through Ray Data by a
+        platform of this process, within `retrieval.bulk_memory_bytes`.
 
         Args:
             paths: Files or folders.
             library: Where they go.
             metadata: Typed fields of every one of them; None keeps those they have.
             timeout_s: Patience; None returns at once with the documents as queued.
+            on_progress: Called now and then where the files are that many.
 
         Raises:
-            InvalidDocument: A path does not exist or cannot be read; those before it are kept.
+            InvalidDocument: A path does not exist, and nothing was added; or files cannot be read, and those
+                before the first of them are kept, or all others where they are that many.
             IngestTimeout: Some are still under way; the message names them.
         """
         roots = [paths] if isinstance(paths, str | Path) else list(paths)
+        files = [
+            SourceFile(document_name(path, Path(root)), path)
+            for root in roots
+            for path in document_files(Path(root))
+        ]
+        if timeout_s is not None:
+            several = await ingest_many(
+                self._backend,
+                files,
+                library=library,
+                tenant=self._tenant,
+                metadata=metadata,
+                timeout_s=timeout_s,
+                on_progress=on_progress,
+            )
+            if several is not None:
+                return several
         added = [
             await self.add(
-                document_name(path, Path(root)),
-                read_file(path, self._backend.max_document_bytes),
+                file.name,
+                read_file(file.path, self._backend.max_document_bytes),
                 library=library,
                 metadata=metadata,
             )
-            for root in roots
-            for path in document_files(Path(root))
+            for file in files
         ]
         if timeout_s is None:
             return added
