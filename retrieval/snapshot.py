@@ -80,6 +80,12 @@ class Snapshot:
         seq = self.seq()
         if seq == after_seq:
             return Changes(seq, [], [])
+        columns = f"SELECT {_ROW_COLUMNS}, {_INFO_COLUMNS}"
+        joined = "JOIN documents AS d ON d.document_id=c.document_id ORDER BY c.row_id"
+        if not after_seq:
+            # Everything there is: the log, which only grows, is not looked at.
+            rows = self._db.execute(f"{columns} FROM chunks_{version_number} AS c {joined}").fetchall()
+            return Changes(seq, [], self._documents(version, rows))
         changed = [
             row[0]
             for row in self._db.execute(
@@ -88,9 +94,7 @@ class Snapshot:
             )
         ]
         rows = self._db.execute(
-            f"SELECT {_ROW_COLUMNS}, {_INFO_COLUMNS} FROM json_each(?)"
-            f" JOIN chunks_{version_number} AS c ON c.document_id=value"
-            " JOIN documents AS d ON d.document_id=c.document_id ORDER BY c.row_id",
+            f"{columns} FROM json_each(?) JOIN chunks_{version_number} AS c ON c.document_id=value {joined}",
             (json.dumps(changed),),
         ).fetchall()
         documents = self._documents(version, rows)

@@ -1,4 +1,4 @@
-"""Looking chunks up by id costs the same however many documents a shard holds."""
+"""What reads cost in steps of SQLite: lookups whatever a shard holds, opening whatever was ever written."""
 
 from __future__ import annotations
 
@@ -45,3 +45,25 @@ def steps_of_a_lookup(folder: Path, num_records: int) -> int:
 def test_lookup_does_not_grow_with_the_shard(tmp_path):
     few, many = (steps_of_a_lookup(tmp_path / str(count), count) for count in (100, 2000))
     assert many <= few + 2
+
+
+def test_reading_a_version_from_nothing_does_not_grow_with_the_log(tmp_path):
+    store = Store(tmp_path)
+    try:
+        version = store.configure(VersionSpec("packaged", "model", DIM, 180, 20, 2000))
+        vectors_NM = np.ones((50, DIM), dtype=np.float32)
+        records = [Record(f"r{number}", "apple") for number in range(50)]
+        steps = []
+        for turn in range(41):
+            store.upsert("t", "l", records, {version.number: Vectors(vectors_NM)})
+            if turn % 40 == 0:
+                count = iter(range(1_000_000))
+                with store.snapshot() as snapshot:
+                    snapshot._db.set_progress_handler(lambda count=count: next(count) < 0, 100)
+                    changes = snapshot.changes(version.number, 0)
+                    snapshot._db.set_progress_handler(None, 0)
+                assert (len(changes.documents), changes.removed) == (50, [])
+                steps.append(next(count))
+        assert steps[1] <= steps[0] + 2
+    finally:
+        store.close()

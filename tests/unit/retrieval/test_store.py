@@ -100,12 +100,12 @@ def test_deleted_document_leaves_every_table(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         gone = put(store, "gone.txt", "apple walrus")
         put(store, "kept.txt", "apple")
-        number = store.version().number
+        number, seq = store.version().number, store.seq()
         store.delete(gone.document_id, TENANT)
         assert seen(store) == {"kept.txt": ["apple"]}
         with store.snapshot() as snapshot:
             assert snapshot.delta_postings(number, ["walrus", "appl"], 0) == {"appl": [(3, 1)]}
-            assert snapshot.changes(number, 0).removed == [gone.document_id]
+            assert snapshot.changes(number, seq).removed == [gone.document_id]
         with pytest.raises(UnknownDocument):
             store.delete(gone.document_id, TENANT)
     with contextlib.closing(sqlite3.connect(tmp_path / "shard.sqlite3")) as db:
