@@ -128,7 +128,7 @@ async def local(report: Report, folder: Path, books: BookPassages, kinds: Sequen
     """Report every arm of one process."""
     questions = questions_of(books, min(QUESTIONS, len(books.texts) // 4))
     embedder = VectorTable(questions, books.vectors_ND.shape[1])
-    config = RetrievalConfig(max_query_terms=8)
+    config = RetrievalConfig(max_query_terms=8, token_codec="none")
     async with await LocalRetrieval.open(folder, config, embedder) as retrieval:
         fill_s = await fill(retrieval, books)
         about = {"chunks": len(books.texts), "dim": 384}

@@ -76,7 +76,8 @@ def held_by(
     ).fetchall()
     vectors_ND = codecs.decode(b"".join([row["vector"] for row in rows]), source.spec.vectors, source.dim)
     chunks = [Chunk(*tuple(row)[:5]) for row in rows]
-    codes = [row["codes"] for row in rows] if with_tokens else []
+    # A record that came with its vector has no codes.
+    codes = [row["codes"] for row in rows if row["codes"] is not None] if with_tokens else []
     return Holding(document_id, held["content_hash"], Embedded(chunks, vectors_ND, codes))
 
 

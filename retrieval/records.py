@@ -32,7 +32,7 @@ class Vectors:
     vectors_NM: np.ndarray
     """float32[num_records, model_dim]."""
     token_codes: Sequence[bytes] = ()
-    """One a record where the version keeps token vectors, else empty."""
+    """One a record where the version keeps token vectors, no bytes for a record that has none; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,8 @@ def _rows(
     codes_NB = codecs.encode(vectors_ND, spec.vectors)
     tokens = embedded.token_codes if spec.tokens != "none" else ()
     return [
-        Rows((chunks[i],), codes_NB[i : i + 1], [terms[i]], tokens[i : i + 1]) for i in range(len(records))
+        Rows((chunks[i],), codes_NB[i : i + 1], [terms[i]], [code for code in tokens[i : i + 1] if code])
+        for i in range(len(records))
     ]
 
 

@@ -255,17 +255,17 @@ class LocalRetrieval(LocalAdmin):
                     f"{version.version_id!r} takes vectors of {spec.model_dim} numbers"
                 )
             vectors_NM[i] = vector
-        wanted = list(range(len(records))) if spec.tokens != "none" else missing
-        if not wanted:
+        if not missing:
             return Vectors(vectors_NM)
         embedder = self._embedders.of(spec) or MissingEmbedder(spec)
-        texts = [records[i].text for i in wanted]
+        texts = [records[i].text for i in missing]
         if spec.tokens == "none":
             vectors_NM[missing] = await embedder.embed_passages(texts)
             return Vectors(vectors_NM)
-        made_NM, tokens = await embedder.embed_passages_with_tokens(texts, spec.tokens)
-        vectors_NM[missing] = made_NM[missing]
-        return Vectors(vectors_NM, tokens.codes)
+        vectors_NM[missing], tokens = await embedder.embed_passages_with_tokens(texts, spec.tokens)
+        # Who brings a vector does not wait for the embedder: such a record has no token codes.
+        codes = dict(zip(missing, tokens.codes, strict=True))
+        return Vectors(vectors_NM, [codes.get(i, b"") for i in range(len(records))])
 
     async def documents(self, *, library: str | None = None, tenant: str = DEFAULT_TENANT) -> list[Document]:
         """Return documents ordered by name."""

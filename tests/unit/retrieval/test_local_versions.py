@@ -304,3 +304,19 @@ async def test_bad_record_is_refused_and_nothing_is_stored(tmp_path: Path, recor
             await retrieval.upsert([Record("good", "text"), record])
         assert await retrieval.documents() == []
         assert (await retrieval.upsert([])).count == 0
+
+
+async def test_record_with_its_own_vector_does_not_wait_for_the_embedder(tmp_path: Path) -> None:
+    embedder = GatedEmbedder(256)
+    async with await LocalRetrieval.open(
+        tmp_path, RetrievalConfig(token_codec="sign"), embedder
+    ) as retrieval:
+        given = Record("given", "a pear", vector=[1.0] + [0.0] * 255)
+        await asyncio.wait_for(retrieval.upsert([given]), WAIT_S)
+        embedder.gate.set()
+        await retrieval.upsert([Record("made", "a ripe pear"), given])
+        (result,) = await retrieval.search([SearchRequest("pear", rerank="maxsim")])
+        assert {passage.document for passage in result.passages} == {"given", "made"}
+        made = await retrieval.make_version(VersionChange(vectors="int8"))
+        await retrieval.wait_version(made.version_id, timeout_s=WAIT_S)
+        assert await _names(retrieval, "pear", version=made.version_id) == {"given", "made"}
