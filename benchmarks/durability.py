@@ -94,7 +94,7 @@ class Campaign:
         possible = [self.contents]
         if "writer" in pending:
             possible.append(self.contents.after(pending["writer"]))
-        torn = number % 10 == 9 and tear(self._folder / "shard", self._choose)
+        torn = number % 5 == 4 and tear(self._folder / "shard", self._choose)
         started = time.perf_counter()
         shard = Shard(self._folder / "shard", CONFIG)
         try:

@@ -32,6 +32,7 @@ from benchmarks.durability_content import (
 )
 from retrieval.errors import IndexUnavailable
 from retrieval.shard import Shard
+from retrieval.store import DATABASE_NAME
 from retrieval.stored import TextRow, chunk_id_of
 from retrieval.types import DocumentState, SearchRequest
 from retrieval.version_tables import StoredVersion
@@ -280,8 +281,13 @@ def judge_copy(folder: Path, scratch: Path, expected: Contents | None) -> Verdic
 
 
 def tear(folder: Path, choose: random.Random) -> bool:
-    """Damage one file of a base segment as a torn write would; False when there is none."""
-    files = [path for path in (folder / "segments").rglob("*") if path.is_file() and path.stat().st_size]
+    """Damage one file of the answering version's base segment as a torn write would; False without one."""
+    if not (folder / DATABASE_NAME).exists():
+        return False
+    with contextlib.closing(sqlite3.connect(folder / DATABASE_NAME)) as db:
+        active = db.execute("SELECT number FROM versions WHERE state='active'").fetchone()
+    segments = folder / "segments" / str(active[0] if active else "none")
+    files = [path for path in segments.rglob("*") if path.is_file() and path.stat().st_size]
     if not files:
         return False
     path = choose.choice(files)
