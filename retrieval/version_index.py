@@ -50,6 +50,9 @@ _MAX_TIES = 4096
 """Most chunks of one equal score looked through for the order of their ids."""
 _NO_LEXICAL = "the lexical index is being rebuilt"
 
+_SPARE_CANDIDATES = 10
+"""Candidates beyond `k` of a search that ends with one leg: for ties, and for chunks deleted meanwhile."""
+
 
 class VersionIndex:
     """Searches one version; `follow` brings it up to date."""
@@ -312,4 +315,10 @@ class VersionIndex:
         return lambda terms, after_row_id: snapshot.delta_postings(number, terms, after_row_id)
 
     def _num_candidates(self, request: SearchRequest) -> int:
-        return max(request.k, self._config.num_candidates)
+        """Return the candidates of a leg; few where no later stage could change their order."""
+        reordered = request.rerank != "none" and not (
+            request.rerank == "auto" and self.version.spec.tokens == "none"
+        )
+        if request.mode == "hybrid" or reordered or request.mmr is not None:
+            return max(request.k, self._config.num_candidates)
+        return request.k + _SPARE_CANDIDATES
