@@ -37,9 +37,9 @@ from benchmarks.durability_content import (
 )
 from benchmarks.durability_judge import Verdict, judge, judge_copy, tear, wait_rebuilt
 from benchmarks.report import Report
-from retrieval.records import Vectors
-from retrieval.shard import Shard
-from retrieval.store import Store
+from retrieval.shard.shard import Shard
+from retrieval.truth.records import Vectors
+from retrieval.truth.store import Store
 from retrieval.types import Record, SearchRequest
 from retrieval.versions import VersionSpec
 

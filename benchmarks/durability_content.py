@@ -15,10 +15,10 @@ from functools import lru_cache
 import numpy as np
 
 from retrieval.config import RetrievalConfig
-from retrieval.documents import document_id_of
+from retrieval.truth.documents import document_id_of
+from retrieval.truth.version_tables import Embedded
 from retrieval.types import Chunk
 from retrieval.vectors import codecs
-from retrieval.version_tables import Embedded
 from retrieval.versions import VersionSpec
 
 DIM = 16

@@ -31,11 +31,11 @@ from benchmarks.durability_content import (
     vectors_of,
 )
 from retrieval.errors import IndexUnavailable
-from retrieval.shard import Shard
-from retrieval.store import DATABASE_NAME
-from retrieval.stored import TextRow, chunk_id_of
+from retrieval.shard.shard import Shard
+from retrieval.truth.store import DATABASE_NAME
+from retrieval.truth.stored import TextRow, chunk_id_of
+from retrieval.truth.version_tables import StoredVersion
 from retrieval.types import DocumentState, SearchRequest
-from retrieval.version_tables import StoredVersion
 
 _ALL = 100_000
 _REBUILD_S = 30.0

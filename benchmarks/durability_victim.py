@@ -31,12 +31,12 @@ from benchmarks.durability_content import (
     text_of,
     vectors_of,
 )
-from retrieval.records import Vectors
-from retrieval.shard import Shard
-from retrieval.store import Holding, Store
+from retrieval.ingestion.version_builder import copyable
+from retrieval.shard.shard import Shard
+from retrieval.truth.records import Vectors
+from retrieval.truth.store import Holding, Store
+from retrieval.truth.version_tables import StoredVersion
 from retrieval.types import DocumentText, Record, SearchRequest
-from retrieval.version_builder import copyable
-from retrieval.version_tables import StoredVersion
 from retrieval.versions import VersionState
 
 _COPIED = 200

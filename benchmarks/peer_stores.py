@@ -68,7 +68,7 @@ class GraftStore:
 
     def __init__(self, folder: Path, dim: int) -> None:
         from retrieval.config import RetrievalConfig
-        from retrieval.shard import Shard
+        from retrieval.shard.shard import Shard
         from retrieval.versions import VersionSpec
 
         self._shard = Shard(folder, RetrievalConfig())
@@ -76,7 +76,7 @@ class GraftStore:
         self._version = self._shard.store.configure(spec)
 
     def put(self, rows: range, vectors_ND: np.ndarray) -> None:
-        from retrieval.records import Vectors
+        from retrieval.truth.records import Vectors
         from retrieval.types import Record
 
         records = [Record(f"r{row}", text_of(row), metadata={"bucket": bucket_of(row)}) for row in rows]
@@ -97,7 +97,7 @@ class GraftStore:
         return [int(passages[chunk_id].document[1:]) for chunk_id in chunk_ids]
 
     def _document_id(self, row: int) -> str:
-        from retrieval.store import document_id_of
+        from retrieval.truth.store import document_id_of
 
         return document_id_of("default", "default", f"r{row}")
 

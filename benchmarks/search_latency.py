@@ -25,7 +25,7 @@ from benchmarks.report import Report
 from retrieval.config import RetrievalConfig
 from retrieval.filters import Compare
 from retrieval.service import LocalRetrieval
-from retrieval.shard import Shard
+from retrieval.shard.shard import Shard
 from retrieval.types import EmbedderInfo, EncodedTokens, Record, SearchRequest
 from retrieval.versions import TokenCodec
 

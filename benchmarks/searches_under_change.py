@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from benchmarks.book_passages import WORDS
-from retrieval.chunking import Chunker
 from retrieval.config import RetrievalConfig
 from retrieval.errors import UnknownVersion
+from retrieval.extraction.chunking import Chunker
 from retrieval.model_files import model_folder, tokenizer_file
 from retrieval.reader import ShardReader
 from retrieval.types import (

@@ -10,7 +10,7 @@ from agents.budget import Budget
 from agents.events import RunEvent
 from agents.state import ChatTurn, RunResult, ThreadInfo
 from retrieval.admin import IndexAdmin
-from retrieval.bulk import BulkProgress, BulkResult, SourceFile
+from retrieval.ingestion.bulk import BulkProgress, BulkResult, SourceFile
 from retrieval.types import DocumentStore, Metadata, Retriever
 from serving.types import Generator
 

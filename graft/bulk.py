@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from graft.backend import Backend, BulkBackend
-from retrieval.bulk import BulkProgress, SourceFile
 from retrieval.errors import IngestTimeout, InvalidDocument
+from retrieval.ingestion.bulk import BulkProgress, SourceFile
 from retrieval.types import Document, Metadata
 
 

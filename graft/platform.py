@@ -18,13 +18,13 @@ from graft.folders import document_files
 from graft.releases import Release, ReleaseLedger
 from graft.running import only_platform
 from graft.stages import OnStage, Stage, stage
-from retrieval.files import read_file
+from retrieval.extraction.files import read_file
 from retrieval.types import DEFAULT_TENANT, DocumentState
 
 if TYPE_CHECKING:
     from agents.pipeline import Pipeline
     from retrieval.actor import ActorRetrieval
-    from retrieval.bulk import BulkProgress, BulkResult, SourceFile
+    from retrieval.ingestion.bulk import BulkProgress, BulkResult, SourceFile
     from retrieval.types import EmbedderInfo, Metadata
     from serving.actor import ActorGenerator
     from serving.types import GeneratorInfo
@@ -267,7 +267,7 @@ class Platform:
         on_progress: Callable[[BulkProgress], None] | None = None,
     ) -> BulkResult | None:
         """Ingest files of this machine through Ray Data; None while another embedder's version answers."""
-        from retrieval.bulk_ingest import bulk_ingest, bulk_version
+        from retrieval.ingestion.bulk_ingest import bulk_ingest, bulk_version
 
         config = self.config.retrieval
         version = await bulk_version(self.retriever, config)

@@ -12,10 +12,10 @@ from graft.bulk import ingest_many
 from graft.folders import document_files, document_name
 from graft.index import AsyncIndex
 from graft.pipelines import AsyncPipeline
-from retrieval.bulk import BulkProgress, SourceFile
-from retrieval.files import read_file
+from retrieval.extraction.files import read_file
 from retrieval.filter_parsing import parse_filter
 from retrieval.filters import Filter
+from retrieval.ingestion.bulk import BulkProgress, SourceFile
 from retrieval.types import (
     DEFAULT_LIBRARY,
     DEFAULT_TENANT,

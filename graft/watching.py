@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from graft.folders import DOCUMENT_SUFFIXES, document_files, document_name
 from graft.sdk import AsyncGraft
 from retrieval.errors import InvalidDocument, UnknownDocument
-from retrieval.files import read_file
+from retrieval.extraction.files import read_file
 from retrieval.types import DEFAULT_LIBRARY, Document, DocumentState
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
         UnknownDocument,
         UnreadableDocument,
     )
-    from retrieval.files import read_file
+    from retrieval.extraction.files import read_file
     from retrieval.service import LocalRetrieval
-    from retrieval.shard import Shard
+    from retrieval.shard.shard import Shard
     from retrieval.sharding.sharded_retrieval import ShardedRetrieval
     from retrieval.types import (
         Chunk,
@@ -61,9 +61,9 @@ _HOME = {
         "UnknownDocument",
         "UnreadableDocument",
     ),
-    "files": ("read_file",),
+    "extraction.files": ("read_file",),
     "service": ("LocalRetrieval",),
-    "shard": ("Shard",),
+    "shard.shard": ("Shard",),
     "sharding.sharded_retrieval": ("ShardedRetrieval",),
     "types": (
         "Chunk",

@@ -15,9 +15,9 @@ import ray
 
 from retrieval.actor_calls import answer, named_actor
 from retrieval.config import PACKAGED_EMBEDDER, RetrievalConfig
-from retrieval.embedders import Embedders
 from retrieval.embedding.actor import ActorEmbedder, EmbedderActor, embedder_name, start_embedders
 from retrieval.errors import IndexUnavailable
+from retrieval.ingestion.embedders import Embedders
 from retrieval.shard_actor import (
     ActorHosts,
     IndexShardActor,

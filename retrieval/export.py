@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from retrieval.snapshot import Snapshot
+from retrieval.truth.snapshot import Snapshot
 from retrieval.types import Record
 
 

@@ -8,17 +8,17 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from retrieval.admin import IngestProgress, RecallEstimate, SegmentReport, SnapshotInfo, VersionChange
-from retrieval.embedders import Embedders
 from retrieval.errors import IngestTimeout, InvalidDocument, InvalidVersion, UnknownVersion
 from retrieval.export import export_page
-from retrieval.ingest import Ingestor
-from retrieval.oplog import seq_of
+from retrieval.ingestion.embedders import Embedders
+from retrieval.ingestion.ingest import Ingestor
 from retrieval.ranking.view import IndexView
-from retrieval.shard import Shard
+from retrieval.shard.shard import Shard
 from retrieval.sharding.write_gate import WriteGate
-from retrieval.store import DATABASE_NAME, Store
+from retrieval.truth.oplog import seq_of
+from retrieval.truth.store import DATABASE_NAME, Store
+from retrieval.truth.version_tables import StoredVersion
 from retrieval.types import DEFAULT_TENANT, Record
-from retrieval.version_tables import StoredVersion
 from retrieval.versions import VersionInfo, VersionState
 
 _POLL_S = 0.02

@@ -8,7 +8,7 @@ from typing import get_args
 
 from retrieval.config import RetrievalConfig
 from retrieval.errors import InvalidDocument, InvalidSearch
-from retrieval.files import check_name, check_path_name
+from retrieval.extraction.files import check_name, check_path_name
 from retrieval.filters import check_shape
 from retrieval.types import Expand, Fusion, Rerank, SearchMode, SearchRequest
 

@@ -6,11 +6,11 @@ import shutil
 import time
 from pathlib import Path
 
-from retrieval import shard_snapshot
 from retrieval.errors import IndexUnavailable
-from retrieval.folder_lock import FolderLock
+from retrieval.shard import shard_snapshot
 from retrieval.sharding.durable_json import read_json
 from retrieval.sharding.placement import Placement, write_placement
+from retrieval.truth.folder_lock import FolderLock
 
 INDEX_FILE = "index.json"
 """Written last into a snapshot of several shards: names how many there are."""

@@ -18,19 +18,20 @@ from types import TracebackType
 import numpy as np
 
 from retrieval.config import RetrievalConfig
-from retrieval.embedders import Embedders, LoadEmbedder, MissingEmbedder, spec_of
 from retrieval.errors import IngestTimeout, InvalidDocument, InvalidVector
-from retrieval.files import check_name
-from retrieval.ingest import Ingestor
+from retrieval.extraction.files import check_name
+from retrieval.extraction.reading import ReadingProcess
+from retrieval.ingestion.embedders import Embedders, LoadEmbedder, MissingEmbedder, spec_of
+from retrieval.ingestion.ingest import Ingestor
+from retrieval.ingestion.taking_in import ReadDocument, take_in
 from retrieval.local_admin import LocalAdmin
 from retrieval.ranking.searcher import Searcher
 from retrieval.ranking.view import IndexView
-from retrieval.reading import ReadingProcess
-from retrieval.records import Vectors
 from retrieval.requests import check_document
-from retrieval.shard import LocalShard, Shard
+from retrieval.shard.shard import LocalShard, Shard
 from retrieval.sharding.write_gate import WriteGate
-from retrieval.taking_in import ReadDocument, take_in
+from retrieval.truth.records import Vectors
+from retrieval.truth.version_tables import StoredVersion
 from retrieval.types import (
     DEFAULT_LIBRARY,
     DEFAULT_TENANT,
@@ -47,7 +48,6 @@ from retrieval.types import (
     SearchResult,
     Stage,
 )
-from retrieval.version_tables import StoredVersion
 
 _POLL_S = 0.02
 _SETTLED = (DocumentState.READY, DocumentState.FAILED)

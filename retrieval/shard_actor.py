@@ -19,9 +19,9 @@ import ray
 
 from retrieval.actor_calls import answer, answer_once, named_actor
 from retrieval.config import RetrievalConfig
-from retrieval.embedders import LoadEmbedder
 from retrieval.embedding.actor import EMBEDDER_NAME, ActorEmbedder, EmbedderActor
 from retrieval.errors import IndexUnavailable, ShardMoved
+from retrieval.ingestion.embedders import LoadEmbedder
 from retrieval.packed import pack, unpack
 from retrieval.sharding.node import ShardNode
 from retrieval.sharding.placement import Placement, read_placement, write_placement

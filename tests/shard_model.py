@@ -14,9 +14,9 @@ import numpy as np
 
 from retrieval.config import RetrievalConfig
 from retrieval.lexical import query_terms, terms_of
-from retrieval.records import Vectors
-from retrieval.shard import Shard
-from retrieval.store import Embedded, document_id_of
+from retrieval.shard.shard import Shard
+from retrieval.truth.records import Vectors
+from retrieval.truth.store import Embedded, document_id_of
 from retrieval.types import Chunk, DocumentText, Metadata, Record, SearchRequest
 from retrieval.vectors import codecs
 from retrieval.versions import VersionSpec

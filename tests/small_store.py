@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval.records import Vectors
-from retrieval.store import Embedded, Store, Work
+from retrieval.truth.records import Vectors
+from retrieval.truth.store import Embedded, Store, Work
 from retrieval.types import Chunk, Document, DocumentText, Metadata, Record
 from retrieval.versions import VersionSpec
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from retrieval.graph.types import Entity, EntityKind
-from retrieval.stored import chunk_id_of
+from retrieval.truth.stored import chunk_id_of
 
 MAX_DESCRIPTIONS = 3
 """Descriptions an entity carries."""

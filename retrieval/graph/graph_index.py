@@ -24,7 +24,7 @@ BATCH_CHUNKS = 64
 
 
 class GraphDatabase(Protocol):
-    """A shard's file: `retrieval.database.Database`."""
+    """A shard's file: `retrieval.truth.database.Database`."""
 
     def read(self) -> AbstractContextManager[sqlite3.Connection]:
         """Return a connection that sees one moment."""

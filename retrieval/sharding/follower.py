@@ -8,9 +8,9 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from retrieval.errors import IndexUnavailable, RetrievalUnavailable, ShardRestarting
-from retrieval.oplog import Batch
 from retrieval.sharding.shard_copy import Changes
-from retrieval.store import Store
+from retrieval.truth.oplog import Batch
+from retrieval.truth.store import Store
 
 _log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from retrieval.embedders import Embedders, MissingEmbedder
 from retrieval.errors import IndexUnavailable, RetrievalError, UnknownVersion
+from retrieval.ingestion.embedders import Embedders, MissingEmbedder
 from retrieval.ranking.view import IndexView
 from retrieval.sharding.epochs import Epoch
 from retrieval.sharding.replica_set import ReplicaSet

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Sequence
 
 from retrieval.export import export_page
-from retrieval.oplog import Batch, WholeDocument
 from retrieval.sharding.follower import BATCH_OPS
 from retrieval.sharding.shard_copy import Changes
-from retrieval.store import Store
+from retrieval.truth.oplog import Batch, WholeDocument
+from retrieval.truth.store import Store
 from retrieval.types import Record
 from retrieval.versions import VersionInfo, VersionState
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from retrieval.admin import VersionChange
 from retrieval.config import RetrievalConfig
-from retrieval.embedders import LoadEmbedder
 from retrieval.errors import IndexUnavailable, ShardMoved
+from retrieval.ingestion.embedders import LoadEmbedder
+from retrieval.ingestion.taking_in import ReadDocument
 from retrieval.service import LocalRetrieval
 from retrieval.sharding.epochs import Epoch
 from retrieval.sharding.follower import Follower
@@ -20,7 +21,6 @@ from retrieval.sharding.held_transaction import HeldTransaction
 from retrieval.sharding.log_side import LogSide
 from retrieval.sharding.shard_copy import Answered, Call, Changes, ShardCopy
 from retrieval.sharding.switch_side import SwitchSide
-from retrieval.taking_in import ReadDocument
 from retrieval.types import DEFAULT_LIBRARY, DEFAULT_TENANT, Document, Embedder, Metadata
 from retrieval.versions import VersionInfo
 

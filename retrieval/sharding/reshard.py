@@ -15,9 +15,9 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 
 from retrieval.errors import IndexUnavailable
-from retrieval.oplog import WholeDocument
 from retrieval.sharding.shard_copy import Changes
 from retrieval.sharding.topology import Topology, all_of, gathered
+from retrieval.truth.oplog import WholeDocument
 
 _log = logging.getLogger(__name__)
 

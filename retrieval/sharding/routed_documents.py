@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from retrieval.config import RetrievalConfig
-from retrieval.documents import document_id_of
 from retrieval.errors import IndexUnavailable, IngestTimeout, ShardMoved
-from retrieval.metadata import canonical
-from retrieval.records import check as check_records
 from retrieval.requests import check_document
 from retrieval.sharding.topology import CurrentTopology, Topology, all_of, gathered
+from retrieval.truth.documents import document_id_of
+from retrieval.truth.metadata import canonical
+from retrieval.truth.records import check as check_records
 from retrieval.types import (
     DEFAULT_LIBRARY,
     DEFAULT_TENANT,

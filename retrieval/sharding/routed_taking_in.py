@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from retrieval.documents import document_id_of
+from retrieval.ingestion.taking_in import ReadDocument
 from retrieval.sharding.topology import CurrentTopology, Topology, gathered
-from retrieval.taking_in import ReadDocument
+from retrieval.truth.documents import document_id_of
 from retrieval.types import DEFAULT_LIBRARY, DEFAULT_TENANT, Document, Metadata
 
 

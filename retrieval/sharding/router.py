@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from retrieval.config import RetrievalConfig
-from retrieval.embedders import Embedders
 from retrieval.errors import IndexUnavailable, InvalidSearch, InvalidVersion, RetrievalError
+from retrieval.ingestion.embedders import Embedders
 from retrieval.sharding.index_views import IndexViews
 from retrieval.sharding.placement import Placement, write_placement
 from retrieval.sharding.replica_set import ReplicaSet

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from retrieval.oplog import Batch
+    from retrieval.truth.oplog import Batch
 
 
 @dataclass(frozen=True, slots=True)

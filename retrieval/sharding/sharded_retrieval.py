@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from retrieval.config import RetrievalConfig
-from retrieval.embedders import Embedders, LoadEmbedder
+from retrieval.ingestion.embedders import Embedders, LoadEmbedder
 from retrieval.sharding.node import ShardNode, remove_copy
 from retrieval.sharding.placement import Placement, generation_folder, open_placement
 from retrieval.sharding.router import Router, topology_of

@@ -16,8 +16,8 @@ from retrieval.errors import UnknownVersion
 from retrieval.filters import And, Compare, Exists, Not
 from retrieval.ranking.token_codes import num_tokens
 from retrieval.reader import Candidates, ShardReader, TermStats
-from retrieval.shard import LocalShard, Shard
-from retrieval.store import Embedded
+from retrieval.shard.shard import LocalShard, Shard
+from retrieval.truth.store import Embedded
 from retrieval.types import Chunk, DocumentText, SearchRequest
 
 EMBEDDER = HashEmbedder(dim=SPEC.model_dim)

@@ -12,7 +12,7 @@ from pathlib import Path
 from small_store import LIBRARY, SPEC, TENANT, finish, upsert
 
 from retrieval.errors import UnknownDocument
-from retrieval.store import Store, document_id_of
+from retrieval.truth.store import Store, document_id_of
 from retrieval.versions import VersionState
 
 WORDS = ("apple", "pear", "fig", "date", "x_1", "plum")

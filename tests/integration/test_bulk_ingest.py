@@ -12,10 +12,10 @@ import pytest
 import ray
 
 from retrieval.actor import ActorRetrieval
-from retrieval.bulk import BulkProgress, BulkResult, SourceFile
-from retrieval.bulk_ingest import bulk_ingest, bulk_upsert, bulk_version
 from retrieval.config import RetrievalConfig
 from retrieval.errors import InvalidDocument
+from retrieval.ingestion.bulk import BulkProgress, BulkResult, SourceFile
+from retrieval.ingestion.bulk_ingest import bulk_ingest, bulk_upsert, bulk_version
 from retrieval.types import DocumentState, Metadata, Record, SearchRequest
 
 pytestmark = [

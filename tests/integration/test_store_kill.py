@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from small_store import TENANT, broken_rules, seen
 
-from retrieval.store import Store
+from retrieval.truth.store import Store
 from retrieval.types import DocumentState
 
 pytestmark = pytest.mark.integration

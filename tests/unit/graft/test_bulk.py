@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from graft.bulk import ingest_many
-from retrieval.bulk import BulkProgress, BulkResult, Refused, SourceFile
 from retrieval.errors import IngestTimeout, InvalidDocument
+from retrieval.ingestion.bulk import BulkProgress, BulkResult, Refused, SourceFile
 from retrieval.types import Metadata
 
 FILES = [SourceFile(f"{number}.txt", Path(f"{number}.txt")) for number in range(3)]

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval.bulk import Refused, SourceFile
-from retrieval.bulk_stages import (
+from retrieval.config import RetrievalConfig
+from retrieval.errors import IndexUnavailable, InvalidDocument
+from retrieval.ingestion.bulk import Refused, SourceFile
+from retrieval.ingestion.bulk_stages import (
     EmbedChunks,
     EmbedRecords,
     Known,
@@ -23,10 +25,8 @@ from retrieval.bulk_stages import (
     rows_of,
     table_of,
 )
-from retrieval.config import RetrievalConfig
-from retrieval.embedding_work import chunking_of
-from retrieval.errors import IndexUnavailable, InvalidDocument
-from retrieval.taking_in import ReadDocument
+from retrieval.ingestion.embedding_work import chunking_of
+from retrieval.ingestion.taking_in import ReadDocument
 from retrieval.types import Record
 from retrieval.versions import VersionSpec
 from tests.fakes_embedder import HashEmbedder

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.chunking import Chunker
 from retrieval.config import PACKAGED_EMBEDDER, RetrievalConfig
+from retrieval.extraction.chunking import Chunker
 from retrieval.model_files import model_folder, tokenizer_file
 from retrieval.types import DocumentText
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from fakes_retrieval import HashEmbedder
 
-from retrieval import ingest
 from retrieval.config import RetrievalConfig
 from retrieval.errors import IndexUnavailable, IngestTimeout, UnknownDocument, UnreadableDocument
-from retrieval.reading import ReadingProcess
+from retrieval.extraction.reading import ReadingProcess
+from retrieval.ingestion import ingest
 from retrieval.service import LocalRetrieval
 from retrieval.types import Document, DocumentState, SearchRequest
 

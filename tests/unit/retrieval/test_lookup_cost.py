@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval.records import Vectors
-from retrieval.store import Store
+from retrieval.truth.records import Vectors
+from retrieval.truth.store import Store
 from retrieval.types import Record
 from retrieval.versions import VersionSpec
 

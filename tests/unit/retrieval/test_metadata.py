@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.errors import InvalidMetadata
-from retrieval.metadata import BUILT_IN_FIELDS, canonical, field_type, new_fields, parsed
+from retrieval.truth.metadata import BUILT_IN_FIELDS, canonical, field_type, new_fields, parsed
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,20}", fullmatch=True).filter(
     lambda name: name not in BUILT_IN_FIELDS

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from retrieval import files
 from retrieval.errors import InvalidDocument
-from retrieval.files import read_file
+from retrieval.extraction import files
+from retrieval.extraction.files import read_file
 
 
 def test_bytes_come_back_whole(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 from docx import Document as Docx
 from fpdf import FPDF
 
-from retrieval import media_types
 from retrieval.config import RetrievalConfig
 from retrieval.errors import UnreadableDocument
-from retrieval.readers import read
+from retrieval.extraction import media_types
+from retrieval.extraction.readers import read
 
 CONFIG = RetrievalConfig()
 

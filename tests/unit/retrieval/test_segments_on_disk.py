@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import IndexUnavailable, StorageFull
-from retrieval.segments_on_disk import Manifest, SegmentFolders, checksum
+from retrieval.shard.segments_on_disk import Manifest, SegmentFolders, checksum
 
 FILES = {"matrix.f32": os.urandom(9001), "lexical/terms.bin": b"apple", "empty": b""}
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.columns import Columns
-from retrieval.contents import Contents
 from retrieval.errors import InvalidFilter
 from retrieval.filters import And, Compare, Exists, Filter, In, Not, Or, type_of
-from retrieval.rows import RowTable
-from retrieval.selection import ChunkFilter, Selections
-from retrieval.stored import Changes, DocumentRows
+from retrieval.shard.columns import Columns
+from retrieval.shard.contents import Contents
+from retrieval.shard.rows import RowTable
+from retrieval.shard.selection import ChunkFilter, Selections
+from retrieval.truth.stored import Changes, DocumentRows
 
 COMPARE = {
     "==": operator.eq,

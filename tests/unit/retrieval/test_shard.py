@@ -24,8 +24,8 @@ from retrieval.errors import IndexUnavailable, InvalidFilter, UnknownVersion
 from retrieval.filters import Compare, Exists
 from retrieval.ranking.searcher import Searcher
 from retrieval.ranking.view import IndexView
-from retrieval.records import Vectors
-from retrieval.shard import LocalShard, Shard
+from retrieval.shard.shard import LocalShard, Shard
+from retrieval.truth.records import Vectors
 from retrieval.types import Record, SearchRequest
 from retrieval.versions import VersionState
 
@@ -126,7 +126,7 @@ def test_torn_segment_is_ignored_and_rebuilt_with_exact_answers_meanwhile(
     size = (torn / name).stat().st_size
     os.truncate(torn / name, size // 2)
     building = threading.Event()
-    monkeypatch.setattr("retrieval.residents.build_segment", _waiting(building))
+    monkeypatch.setattr("retrieval.shard.residents.build_segment", _waiting(building))
     beside.open()
     (found,) = beside.shard.candidates(None, [_ALL], vector_of(_ALL.query)[None])
     assert list(found.dense) == beside.model.dense(_ALL, vector_of(_ALL.query))[:100]
@@ -139,7 +139,7 @@ def test_torn_segment_is_ignored_and_rebuilt_with_exact_answers_meanwhile(
 
 
 def _waiting(event: threading.Event):
-    from retrieval.compaction import build_segment
+    from retrieval.shard.compaction import build_segment
 
     def build(*args):
         assert event.wait(30)
@@ -201,7 +201,7 @@ def test_segment_that_is_not_what_the_store_holds_is_thrown_away(
 ) -> None:
     _fill(beside)
     beside.shard.compact()
-    from retrieval import compaction
+    from retrieval.shard import compaction
 
     real = compaction.read_matrix
     calls = 0
@@ -212,7 +212,7 @@ def test_segment_that_is_not_what_the_store_holds_is_thrown_away(
         return real(*args) + (1 if calls == 1 else 0)  # The matrix the second segment starts from.
 
     beside.put("t", "more", "apple")
-    monkeypatch.setattr("retrieval.compaction.read_matrix", wrong_once)
+    monkeypatch.setattr("retrieval.shard.compaction.read_matrix", wrong_once)
     beside.shard.compact()
     assert "building from the store instead" in caplog.text
     beside.check(_ALL)
@@ -399,7 +399,7 @@ def test_failed_compaction_is_logged_and_searches_go_on(
     def fail(*_: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr("retrieval.residents.build_segment", fail)
+    monkeypatch.setattr("retrieval.shard.residents.build_segment", fail)
     beside = Beside(tmp_path, RetrievalConfig(lexical_delta_max_rows=1))
     _fill(beside, 5)
     beside.check(_ALL)

@@ -33,7 +33,7 @@ def folder() -> Iterator[Path]:
 def test_death_at_any_step_of_a_compaction_loses_nothing(folder: Path) -> None:
     # A server that has never searched: forking after a FAISS search is not safe.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["retrieval.shard", "faiss"])
+    context.set_forkserver_preload(["retrieval.shard.shard", "faiss"])
     origin = Beside(folder / "origin")
     for number in range(12):
         origin.put("tu"[number % 2], f"r{number}", f"{('apple', 'plum')[number % 2]} n{number}", {"year": 1})

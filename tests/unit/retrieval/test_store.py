@@ -13,7 +13,7 @@ import pytest
 from small_store import LIBRARY, TENANT, finish, opened, put, seen
 
 from retrieval.errors import IndexUnavailable, InvalidMetadata, StorageFull, UnknownDocument
-from retrieval.store import Store
+from retrieval.truth.store import Store
 from retrieval.types import DocumentState
 
 
@@ -201,7 +201,7 @@ def test_snapshot_sees_one_moment_while_writers_go_on(tmp_path: Path) -> None:
 
 
 def test_second_process_is_told_who_holds_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrieval.folder_lock._WAIT_S", 0.1)
+    monkeypatch.setattr("retrieval.truth.folder_lock._WAIT_S", 0.1)
     with opened(tmp_path), pytest.raises(IndexUnavailable, match=f"in use by process {os.getpid()}; stop it"):
         Store(tmp_path)
     with opened(tmp_path) as store:  # Released when closed.

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from small_store import LIBRARY, SPEC, TENANT, broken_rules, finish, seen, upsert
 
 from retrieval.errors import InvalidVersion, UnknownDocument
-from retrieval.store import Store, document_id_of
+from retrieval.truth.store import Store, document_id_of
 from retrieval.types import DocumentState
 from retrieval.versions import VersionState
 

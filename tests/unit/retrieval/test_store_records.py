@@ -10,8 +10,8 @@ import pytest
 from small_store import DIM, LIBRARY, SPEC, TENANT, opened, put, seen, upsert, vector
 
 from retrieval.errors import InvalidDocument, InvalidMetadata, InvalidVector
-from retrieval.records import Vectors
-from retrieval.store import Store, document_id_of
+from retrieval.truth.records import Vectors
+from retrieval.truth.store import Store, document_id_of
 from retrieval.types import DocumentState, Record
 
 
@@ -154,8 +154,8 @@ def test_pruned_terms_are_gone_and_later_ones_stay(tmp_path: Path) -> None:
 
 
 def test_many_rows_are_pruned_in_small_transactions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrieval.version_tables._REBUILD_ROWS", 10)
-    monkeypatch.setattr("retrieval.store._PRUNE_ROWS", 40)
+    monkeypatch.setattr("retrieval.truth.version_tables._REBUILD_ROWS", 10)
+    monkeypatch.setattr("retrieval.truth.store._PRUNE_ROWS", 40)
     with opened(tmp_path) as store:
         upsert(store, *((str(i), "apple") for i in range(300)))
         number = store.version().number

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from small_store import DIM, LIBRARY, SPEC, TENANT, embedded, opened, put, seen, upsert
 
-from retrieval.records import Vectors
-from retrieval.store import Holding, Store, document_id_of
+from retrieval.truth.records import Vectors
+from retrieval.truth.store import Holding, Store, document_id_of
 from retrieval.types import DocumentState, Record
 from retrieval.versions import VersionState
 
@@ -107,7 +107,7 @@ def test_row_ids_of_a_replica_ascend_in_the_order_it_took_changes_up(tmp_path: P
 
 
 def test_batch_is_cut_where_documents_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrieval.oplog._BATCH_BYTES", 10)
+    monkeypatch.setattr("retrieval.truth.oplog._BATCH_BYTES", 10)
     replica = Store(tmp_path / "replica")
     with opened(tmp_path / "primary") as primary:
         upsert(primary, ("1", "apple"), ("2", "pear"), ("3", "banana split with cream"), ("4", "fig"))

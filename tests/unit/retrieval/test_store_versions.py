@@ -12,7 +12,7 @@ import pytest
 from small_store import DIM, LIBRARY, SPEC, TENANT, embedded, opened, put, seen, upsert, vector
 
 from retrieval.errors import InvalidVersion, UnknownVersion
-from retrieval.store import Holding, Store
+from retrieval.truth.store import Holding, Store
 from retrieval.types import DocumentState
 from retrieval.versions import VersionSpec, VersionState
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import InvalidMetadata
-from retrieval.store import Store
-from retrieval.taking_in import ReadDocument, take_in
+from retrieval.ingestion.taking_in import ReadDocument, take_in
+from retrieval.truth.store import Store
 from retrieval.types import Document, DocumentState, DocumentText, Metadata
 from tests.small_store import LIBRARY, TENANT, embedded, opened, put
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_store import LIBRARY, TENANT, finish, opened, seen
 
-from retrieval.store import Store, document_id_of
+from retrieval.truth.store import Store, document_id_of
 from retrieval.types import DocumentState
 
 VERSION_1 = """
@@ -110,7 +110,7 @@ def test_upgrade_that_is_interrupted_leaves_the_old_file(
         raise sqlite3.OperationalError("disk I/O error")
 
     with monkeypatch.context() as patched:
-        patched.setattr("retrieval.schema.create", torn)
+        patched.setattr("retrieval.truth.schema.create", torn)
         with pytest.raises(Exception, match="disk I/O error"):
             Store(tmp_path)
     with contextlib.closing(sqlite3.connect(tmp_path / "shard.sqlite3")) as db:

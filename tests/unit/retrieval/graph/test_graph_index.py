@@ -22,10 +22,10 @@ from retrieval.graph import (
     Relation,
     RuleExtractor,
 )
-from retrieval.records import Vectors
-from retrieval.store import Store, document_id_of
+from retrieval.truth.records import Vectors
+from retrieval.truth.store import Store, document_id_of
+from retrieval.truth.version_tables import drop_tables
 from retrieval.types import Record
-from retrieval.version_tables import drop_tables
 from retrieval.versions import VersionSpec
 
 SPEC = VersionSpec("packaged", "hash8", 4, 180, 20, 2000)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from retrieval.lexical import Bm25, LexicalBase, LexicalBuilder, LexicalSegments, query_terms, terms_of
-from retrieval.records import Vectors
-from retrieval.store import Store, document_id_of
+from retrieval.truth.records import Vectors
+from retrieval.truth.store import Store, document_id_of
 from retrieval.types import Record
 from retrieval.versions import VersionSpec
 

@@ -9,9 +9,9 @@ import pytest
 from opened_shards import node_of, opened, until
 
 from retrieval.admin import VersionChange
-from retrieval.documents import document_id_of
 from retrieval.errors import IndexUnavailable
 from retrieval.sharding.sharded_retrieval import ShardedRetrieval
+from retrieval.truth.documents import document_id_of
 from retrieval.types import DEFAULT_LIBRARY, DEFAULT_TENANT, DocumentState, Record, SearchRequest
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from opened_shards import node_of, opened
 
-from retrieval.documents import document_id_of
 from retrieval.errors import (
     IndexUnavailable,
     IngestTimeout,
@@ -19,6 +18,7 @@ from retrieval.errors import (
 )
 from retrieval.restore import restore_index
 from retrieval.sharding.sharded_retrieval import ShardedRetrieval
+from retrieval.truth.documents import document_id_of
 from retrieval.types import DEFAULT_LIBRARY, DEFAULT_TENANT, DocumentState, Record, SearchRequest
 
 QUERY = SearchRequest("topic", k=1000)

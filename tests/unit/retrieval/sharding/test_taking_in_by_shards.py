@@ -8,10 +8,10 @@ import pytest
 from opened_shards import opened
 
 from retrieval.errors import InvalidDocument
+from retrieval.ingestion.taking_in import ReadDocument
 from retrieval.sharding.sharded_retrieval import ShardedRetrieval
-from retrieval.taking_in import ReadDocument
+from retrieval.truth.version_tables import Embedded
 from retrieval.types import Chunk, Document, DocumentState, DocumentText, SearchRequest
-from retrieval.version_tables import Embedded
 from tests.fakes_embedder import HashEmbedder
 
 

@@ -1,0 +1,1 @@
+"""Bytes of a file to text and chunks, in a child process that may die."""

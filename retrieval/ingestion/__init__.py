@@ -1,0 +1,1 @@
+"""Documents from the queue to every live index version."""

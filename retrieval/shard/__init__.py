@@ -1,0 +1,1 @@
+"""One shard: the store, and per index version the rows, filters and segments that searches read."""
