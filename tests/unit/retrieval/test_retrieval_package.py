@@ -26,7 +26,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
 def test_import_loads_nothing_heavy() -> None:
     code = (
-        "import sys, retrieval, retrieval.types, retrieval.config, retrieval.errors, retrieval.files;"
+        "import sys, retrieval, retrieval.types, retrieval.config, retrieval.extraction.files;"
         "heavy = {'torch', 'faiss', 'ray', 'transformers', 'numpy', 'mammoth'} & set(sys.modules);"
         "sys.exit(repr(heavy) if heavy else 0)"
     )
