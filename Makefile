@@ -29,6 +29,13 @@ bench: $(VENV)/.ready-dev
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.reading
+	$(BIN)/python -m benchmarks.samples
+	$(BIN)/python -m benchmarks.retrieval_quality
+	$(BIN)/python -m benchmarks.search_latency
+	$(BIN)/python -m benchmarks.ingest
+	$(BIN)/python -m benchmarks.durability
+	$(BIN)/python -m benchmarks.index_versions
+	$(BIN)/python -m benchmarks.streamed_lists
 
 # Re-resolves the lock files from pyproject.toml; needs `uv`.
 lock:
