@@ -19,6 +19,8 @@ from matplotlib.axes import Axes
 from benchmarks.report import RESULTS
 
 PLOTS = RESULTS.parent.parent / "docs" / "plots"
+MORE_IS_BETTER = ("score", "share", "cosine", "queries/s", "records/s", "chunks/s", "kills", "records")
+"""Units of figures that aim upwards, where a row does not say it."""
 BAR = "#4c8c5a"
 TARGET = "#b5532d"
 PANEL_HEIGHT_IN = 0.5
@@ -49,7 +51,8 @@ def draw_panel(axes: Axes, title: str, rows: list[dict[str, Any]]) -> None:
             axes.plot([min(spread), max(spread)], [place, place], color="black", linewidth=1.2)
         if target is not None:
             axes.plot([target, target], [place - 0.42, place + 0.42], color=TARGET, linewidth=2)
-        bound = "at least" if row.get("better") == "higher" else "at most"
+        more = row.get("better", "higher" if row["unit"] in MORE_IS_BETTER else "lower") == "higher"
+        bound = "at least" if more else "at most"
         note = f"{value:g}" if target is None else f"{value:g}  ({bound} {target:g})"
         axes.annotate(note, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
