@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import signal
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,3 +192,29 @@ def compact_and_die(folder: Path, step: int) -> None:
         deadly(name)
     beside.shard.compact()
     beside.shard.close()
+
+
+WORDS = ("apple", "pear", "plum", "figs", "quince")
+TENANTS = ("t", "u")
+
+
+def fill(beside: Beside, count: int = 40) -> None:
+    for number in range(count):
+        words = f"{WORDS[number % 5]} {WORDS[number % 3]} n{number}"
+        beside.put(TENANTS[number % 2], f"r{number}", words, {"year": number % 4})
+
+
+def segment_of(beside: Beside) -> Path:
+    (folder,) = [path for path in (beside.folder / "segments" / "1").iterdir() if path.is_dir()]
+    return folder
+
+
+ALL = SearchRequest("apple plum", tenant="t", k=5)
+
+
+def wait_until(holds) -> None:
+    for _ in range(1000):
+        if holds():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not happen within 20 s")

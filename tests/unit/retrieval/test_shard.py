@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import shutil
 import tempfile
 import threading
@@ -17,7 +15,19 @@ import pytest
 from fakes_retrieval import HashEmbedder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shard_model import CONFIG, DIM, OTHER_SPEC, SPEC, Beside, vector_of
+from shard_model import (
+    ALL,
+    CONFIG,
+    DIM,
+    OTHER_SPEC,
+    SPEC,
+    TENANTS,
+    WORDS,
+    Beside,
+    fill,
+    vector_of,
+    wait_until,
+)
 
 from retrieval.config import RetrievalConfig
 from retrieval.errors import IndexUnavailable, InvalidFilter, UnknownVersion
@@ -29,8 +39,6 @@ from retrieval.truth.records import Vectors
 from retrieval.types import Record, SearchRequest
 from retrieval.versions import VersionState
 
-WORDS = ("apple", "pear", "plum", "figs", "quince")
-TENANTS = ("t", "u")
 _steps = st.one_of(
     st.tuples(
         st.just("put"),
@@ -97,127 +105,6 @@ def beside(tmp_path: Path) -> Iterator[Beside]:
     beside.shard.close()
 
 
-def _fill(beside: Beside, count: int = 40) -> None:
-    for number in range(count):
-        words = f"{WORDS[number % 5]} {WORDS[number % 3]} n{number}"
-        beside.put(TENANTS[number % 2], f"r{number}", words, {"year": number % 4})
-
-
-def _segment(beside: Beside) -> Path:
-    (folder,) = [path for path in (beside.folder / "segments" / "1").iterdir() if path.is_dir()]
-    return folder
-
-
-_ALL = SearchRequest("apple plum", tenant="t", k=5)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["manifest.json", "matrix.f32", "rows.npz", "documents.npz", "vectors/vectors.json", "lexical/terms.bin"],
-)
-def test_torn_segment_is_ignored_and_rebuilt_with_exact_answers_meanwhile(
-    beside: Beside, name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _fill(beside)
-    beside.shard.compact()
-    beside.put("t", "after", "apple pie")
-    beside.shard.close()
-    torn = _segment(beside)
-    size = (torn / name).stat().st_size
-    os.truncate(torn / name, size // 2)
-    building = threading.Event()
-    monkeypatch.setattr("retrieval.shard.residents.build_segment", _waiting(building))
-    beside.open()
-    (found,) = beside.shard.candidates(None, [_ALL], vector_of(_ALL.query)[None])
-    assert list(found.dense) == beside.model.dense(_ALL, vector_of(_ALL.query))[:100]
-    # The terms of compacted rows were only in the segment: the leg says so instead of finding half.
-    assert found.skipped == {"lexical": "the lexical index is being rebuilt"}
-    assert str(torn) in caplog.text
-    building.set()
-    _wait_until(lambda: _is_whole(beside))
-    beside.check(_ALL)
-
-
-def _waiting(event: threading.Event):
-    from retrieval.shard.compaction import build_segment
-
-    def build(*args):
-        assert event.wait(30)
-        return build_segment(*args)
-
-    return build
-
-
-def _wait_until(holds) -> None:
-    for _ in range(1000):
-        if holds():
-            return
-        threading.Event().wait(0.02)
-    pytest.fail("it did not happen within 20 s")
-
-
-def _is_whole(beside: Beside) -> bool:
-    (found,) = beside.shard.candidates(None, [_ALL], vector_of(_ALL.query)[None])
-    return not found.skipped
-
-
-def test_segment_of_another_log_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ours, theirs = Beside(tmp_path / "ours"), Beside(tmp_path / "theirs")
-    for beside, word in ((ours, "apple"), (theirs, "plum")):
-        for number in range(5):
-            beside.put("t", f"r{number}", f"{word} n{number}")
-        beside.shard.compact()
-        beside.shard.close()
-    shutil.rmtree(ours.folder / "segments")
-    shutil.copytree(theirs.folder / "segments", ours.folder / "segments")
-    ours.open()
-    (found,) = ours.shard.candidates(None, [_ALL], vector_of("apple plum")[None])
-    assert list(found.dense) == ours.model.dense(_ALL, vector_of("apple plum"))
-    assert "of another log than this shard's" in caplog.text
-    _wait_until(lambda: _is_whole(ours))
-    ours.check(_ALL)
-    ours.shard.close()
-
-
-def test_read_only_segments_and_full_disks_do_not_stop_searches(
-    beside: Beside, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _fill(beside)
-
-    def refuse(*_: object) -> None:
-        raise OSError(30, "Read-only file system")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", refuse)
-        with pytest.raises(IndexUnavailable, match="cannot be written"):
-            beside.shard.compact()
-    beside.check(_ALL)
-    beside.shard.compact()
-    beside.check(_ALL)
-
-
-def test_segment_that_is_not_what_the_store_holds_is_thrown_away(
-    beside: Beside, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _fill(beside)
-    beside.shard.compact()
-    from retrieval.shard import compaction
-
-    real = compaction.read_matrix
-    calls = 0
-
-    def wrong_once(*args):
-        nonlocal calls
-        calls += 1
-        return real(*args) + (1 if calls == 1 else 0)  # The matrix the second segment starts from.
-
-    beside.put("t", "more", "apple")
-    monkeypatch.setattr("retrieval.shard.compaction.read_matrix", wrong_once)
-    beside.shard.compact()
-    assert "building from the store instead" in caplog.text
-    beside.check(_ALL)
-
-
 def test_equal_scores_are_ordered_by_chunk_id_also_at_the_cut(tmp_path: Path) -> None:
     requests = [SearchRequest("apple", tenant="t", k=1, mode="hybrid")]
     answers = []
@@ -234,7 +121,7 @@ def test_equal_scores_are_ordered_by_chunk_id_also_at_the_cut(tmp_path: Path) ->
 
 
 def test_batch_answers_each_request_by_its_own_filter_and_mode(beside: Beside) -> None:
-    _fill(beside)
+    fill(beside)
     requests = [
         SearchRequest("apple", tenant="t", mode="dense"),
         SearchRequest("apple", tenant="u", mode="lexical"),
@@ -252,7 +139,7 @@ def test_batch_answers_each_request_by_its_own_filter_and_mode(beside: Beside) -
 
 
 def test_filters_are_checked_and_unknown_fields_reported(beside: Beside) -> None:
-    _fill(beside)
+    fill(beside)
     query_QD = vector_of("apple")[None]
     with pytest.raises(InvalidFilter, match="field 'year' holds a number"):
         beside.shard.candidates(
@@ -284,16 +171,16 @@ async def test_field_that_no_shard_knows_is_an_error_of_the_search(tmp_path: Pat
 
 
 def test_versions_are_resident_side_by_side_and_never_mix(beside: Beside) -> None:
-    _fill(beside)
+    fill(beside)
     store = beside.shard.store
     other = store.make_version(OTHER_SPEC)
     query_QD = vector_of("apple")[None]
-    (found,) = beside.shard.candidates(other.version_id, [_ALL], query_QD)
+    (found,) = beside.shard.candidates(other.version_id, [ALL], query_QD)
     assert not found.dense
     assert store.copy_rows(beside.version, other, store.lacking(other.number)) == 40
     store.set_alias("next", other.version_id)
-    (active,) = beside.shard.candidates(None, [_ALL], query_QD)
-    (new,) = beside.shard.candidates("next", [_ALL], query_QD)
+    (active,) = beside.shard.candidates(None, [ALL], query_QD)
+    (new,) = beside.shard.candidates("next", [ALL], query_QD)
     assert {one for one, _ in new.dense} == {one for one, _ in active.dense}
     assert new.dense != active.dense  # int8 cosines are not quite those of float32.
     chunk_id = new.dense[0][0]
@@ -305,12 +192,12 @@ def test_versions_are_resident_side_by_side_and_never_mix(beside: Beside) -> Non
     assert (beside.folder / "segments" / str(other.number)).is_dir()
     store.set_state(other.version_id, VersionState.READY)
     store.set_state(other.version_id, VersionState.ACTIVE)
-    (switched,) = beside.shard.candidates(None, [_ALL], query_QD)
+    (switched,) = beside.shard.candidates(None, [ALL], query_QD)
     assert switched.dense == new.dense
     beside.shard.drop_version(beside.version.version_id)
     assert not (beside.folder / "segments" / str(beside.version.number)).exists()
     with pytest.raises(UnknownVersion, match=beside.version.version_id):
-        beside.shard.candidates(beside.version.version_id, [_ALL], query_QD)
+        beside.shard.candidates(beside.version.version_id, [ALL], query_QD)
 
 
 def test_min_seq_waits_for_the_write_or_names_both_positions(beside: Beside) -> None:
@@ -328,16 +215,16 @@ def test_min_seq_waits_for_the_write_or_names_both_positions(beside: Beside) -> 
 
 
 def test_snapshot_is_restored_whole_or_refused(beside: Beside, tmp_path: Path) -> None:
-    _fill(beside)
+    fill(beside)
     beside.shard.compact()
     beside.put("t", "late", "apple late")
     beside.shard.snapshot(tmp_path / "copy")
     with pytest.raises(IndexUnavailable, match="is not empty"):
         beside.shard.snapshot(tmp_path / "copy")
-    (before,) = beside.shard.candidates(None, [_ALL], vector_of(_ALL.query)[None])
+    (before,) = beside.shard.candidates(None, [ALL], vector_of(ALL.query)[None])
     beside.put("t", "later", "apple later")
     restored = Shard.restore(tmp_path / "restored", tmp_path / "copy", CONFIG)
-    (after,) = restored.candidates(None, [_ALL], vector_of(_ALL.query)[None])
+    (after,) = restored.candidates(None, [ALL], vector_of(ALL.query)[None])
     assert (after.dense, after.lexical, after.seq) == (before.dense, before.lexical, before.seq)
     assert restored._residents._indexes[1].segment is not None  # Its segment came along.
     with pytest.raises(IndexUnavailable, match="is not empty"):
@@ -378,92 +265,18 @@ def test_approximate_base_is_exact_where_asked_and_its_recall_is_known(tmp_path:
     assert found.plan.startswith(("ivf_sq8", "exact"))
     assert beside.shard.estimate_recall(50, version.version_id).recall >= 0.9
     if found.plan.startswith("ivf_sq8"):
-        _wait_until(lambda: beside.shard.recall_served(version.version_id).num_queries > 0)
+        wait_until(lambda: beside.shard.recall_served(version.version_id).num_queries > 0)
     beside.shard.close()
-
-
-def test_compaction_starts_by_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    beside = Beside(tmp_path, RetrievalConfig(lexical_delta_max_rows=10))
-    _fill(beside, 25)
-    beside.check(_ALL)
-    _wait_until(lambda: (tmp_path / "segments" / "1" / "CURRENT").exists())
-    assert "25 rows whose terms only SQLite holds, more than 10" in caplog.text
-    beside.check(_ALL)
-    beside.shard.close()
-
-
-def test_failed_compaction_is_logged_and_searches_go_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise MemoryError("no room")
-
-    monkeypatch.setattr("retrieval.shard.residents.build_segment", fail)
-    beside = Beside(tmp_path, RetrievalConfig(lexical_delta_max_rows=1))
-    _fill(beside, 5)
-    beside.check(_ALL)
-    _wait_until(lambda: "the next attempt is in" in caplog.text)
-    for _ in range(5):
-        beside.check(_ALL)
-    assert caplog.text.count("the next attempt is in") == 1
-    beside.shard.close()
-
-
-def test_acknowledged_writes_are_found_and_deleted_ones_never_while_compacting(tmp_path: Path) -> None:
-    beside = Beside(tmp_path, RetrievalConfig(lexical_delta_max_rows=20, num_candidates=500))
-    shard, number = beside.shard, beside.version.number
-    stop = threading.Event()
-    errors: list[BaseException] = []
-
-    def compact() -> None:
-        try:
-            while not stop.is_set():
-                shard.compact()
-        except BaseException as error:
-            errors.append(error)
-
-    worker = threading.Thread(target=compact)
-    worker.start()
-    try:
-        live: dict[str, str] = {}
-        for turn in range(120):
-            name = f"r{turn % 17}"
-            word = f"w{turn}"
-            text = f"common {word}"
-            shard.store.upsert("t", "l", [Record(name, text)], {number: Vectors(vector_of(text)[None])})
-            live[name] = word
-            if turn % 5 == 4:
-                gone = f"r{(turn * 7) % 17}"
-                if gone in live:
-                    document_id = next(
-                        one.document_id for one in shard.store.documents("l", "t") if one.name == gone
-                    )
-                    shard.store.delete(document_id, "t")
-                    del live[gone]
-            request = SearchRequest("common", tenant="t", k=500)
-            (found,) = shard.candidates(None, [request], vector_of("common")[None])
-            assert not found.skipped
-            for leg in (found.dense, found.lexical):
-                passages = shard.passages(None, [chunk_id for chunk_id, _ in leg], "t")
-                assert sorted(passage.text for passage in passages.values()) == sorted(
-                    f"common {word}" for word in live.values()
-                )
-    finally:
-        stop.set()
-        worker.join()
-        shard.close()
-    assert not errors
 
 
 async def test_local_shard_reads_what_the_shard_holds(beside: Beside) -> None:
-    _fill(beside)
+    fill(beside)
     reader, version = LocalShard(beside.shard), beside.version.version_id
     assert reader.name == "s0"
     stats = await reader.term_stats(version, ["appl", "nothing"])
     assert (stats.num_chunks, stats.chunks_with["nothing"]) == (40, 0)
-    (found,) = await reader.candidates(version, [_ALL], vector_of(_ALL.query)[None], stats)
-    beside.check(_ALL)
+    (found,) = await reader.candidates(version, [ALL], vector_of(ALL.query)[None], stats)
+    beside.check(ALL)
     chunk_ids = [chunk_id for chunk_id, _ in found.dense]
     vectors = await reader.vectors(version, [*chunk_ids, "gone:0:0"])
     passages = await reader.passages(version, chunk_ids, "t")
@@ -499,14 +312,14 @@ async def test_local_shard_waits_for_min_seq_without_holding_a_thread(beside: Be
 
 
 def test_queries_of_another_dimension_are_refused(beside: Beside) -> None:
-    _fill(beside)
+    fill(beside)
     with pytest.raises(ValueError, match=f"vectors of {DIM} numbers"):
-        beside.shard.candidates(None, [_ALL], np.ones((1, DIM + 1), dtype=np.float32))
-    beside.check(_ALL)
+        beside.shard.candidates(None, [ALL], np.ones((1, DIM + 1), dtype=np.float32))
+    beside.check(ALL)
 
 
 def test_closed_shard_says_so(beside: Beside) -> None:
     beside.shard.close()
     with pytest.raises(IndexUnavailable, match="is closed"):
-        beside.shard.candidates(None, [_ALL], vector_of("apple")[None])
+        beside.shard.candidates(None, [ALL], vector_of("apple")[None])
     beside.open()
