@@ -27,6 +27,9 @@ CLIENT_LEFT = 499
 OPEN_PATHS = ("/healthz", "/login")
 """Answered without authorisation: they tell nothing about documents."""
 
+RECORDS_PATH = "/v1/records"
+"""The one JSON body that may be as large as a file."""
+
 
 class Guard:
     """Refuses requests that may not pass, before any handler sees them.
@@ -34,10 +37,11 @@ class Guard:
     It is plain ASGI, so handlers still learn of a client that leaves, and websockets are covered.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, access: Access, max_body_bytes: int, max_records_bytes: int) -> None:
         self._app = app
         self._access = access
         self._max_body_bytes = max_body_bytes
+        self._max_records_bytes = max_records_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401 or 413."""
@@ -53,10 +57,13 @@ class Guard:
                 return
         length = headers.get("content-length", "0")
         is_json = headers.get("content-type", "").startswith("application/json")
-        if is_json and length.isdigit() and int(length) > self._max_body_bytes:
+        # Records carry vectors: a few hundred of them are data like a file, not a question.
+        records = scope["path"] == RECORDS_PATH
+        limit = self._max_records_bytes if records else self._max_body_bytes
+        if is_json and length.isdigit() and int(length) > limit:
+            remedy = "send fewer records" if records else "shorten it, or upload long text as a document"
             error = InvalidQuestion(
-                f"the JSON body has {int(length):,} bytes, the limit is {self._max_body_bytes:,}; "
-                "shorten it, or upload long text as a document"
+                f"the JSON body has {int(length):,} bytes, the limit is {limit:,}; {remedy}"
             )
             await JSONResponse(error_to_json(error), status_code=413)(scope, receive, send)
             return

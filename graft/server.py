@@ -216,7 +216,12 @@ def create_app(graft: AsyncGraft, access: Access, config: ServerConfig) -> FastA
 
     app = FastAPI(title="Graft", docs_url="/docs", redoc_url=None)
     admission = Admission(config.max_concurrent_runs)
-    app.add_middleware(Guard, access=access, max_body_bytes=config.max_body_bytes)
+    app.add_middleware(
+        Guard,
+        access=access,
+        max_body_bytes=config.max_body_bytes,
+        max_records_bytes=config.max_upload_bytes,
+    )
     app.include_router(api_router(graft, admission, config))
     app.include_router(index_router(graft))
     app.include_router(openai_router(graft, admission))

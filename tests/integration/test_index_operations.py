@@ -170,6 +170,15 @@ def test_export_and_import_keep_records_and_vectors(graft: Graft, library: str, 
         np.testing.assert_allclose(after[text].vector, record.vector, atol=1e-6)
 
 
+def test_import_takes_more_than_one_question_may_weigh(graft: Graft, library: str, tmp_path: Path):
+    path, vector = tmp_path / "many.jsonl", [0.123456789] * 384
+    lines = [json.dumps({"name": f"n{row}", "text": f"Row {row}.", "vector": vector}) for row in range(300)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert path.stat().st_size > 1_200_000
+    assert graft.index.import_file(path, library=library) == 300
+    assert graft.index.progress(library).num_ready == 300
+
+
 def test_import_names_the_line_that_is_no_record(graft: Graft, library: str, tmp_path: Path):
     path = tmp_path / "trees.jsonl"
     path.write_text('{"name": "fir", "text": "A fir."}\n{"name": "elm"}\n', encoding="utf-8")
