@@ -83,11 +83,11 @@ class Ingestor:
             self._builder.notify()
 
     def caught_up(self) -> AbstractAsyncContextManager[None]:
-        """Hold the building of versions, every live one having taken in what it can."""
+        """Hold the building of versions, every live one having taken in what it lacked when that began."""
         return self._builder.caught_up()
 
     async def catch_up(self) -> None:
-        """Have every live version take in what it can; for callers that hold the building."""
+        """Have every live version take in what it can; for callers that hold the building and the writes."""
         await self._builder.catch_up()
 
     async def aclose(self) -> None:

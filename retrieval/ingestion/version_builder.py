@@ -77,13 +77,18 @@ class VersionBuilder:
 
     @contextlib.asynccontextmanager
     async def caught_up(self) -> AsyncIterator[None]:
-        """Hold the building, every live version having taken in what it can."""
+        """Hold the building, every live version having taken in what it lacked when that began.
+
+        What keeps coming meanwhile is not waited for: under constant writes there would be no end of it.
+        """
         async with self._turn:
-            await self.catch_up()
+            for _ in range(await self._num_steps()):
+                if not await self._step():
+                    break
             yield
 
     async def catch_up(self) -> None:
-        """Have every live version take in what it can; for callers that hold the building."""
+        """Have every live version take in what it can; for callers that hold the building and the writes."""
         while await self._step():
             pass
 
@@ -138,6 +143,15 @@ class VersionBuilder:
             and version.state in (VersionState.BUILDING, VersionState.READY)
             and (self._embedder_of(version.spec) is not None or copyable(active.spec, version.spec))
         ]
+
+    async def _num_steps(self) -> int:
+        """Return after how many steps every live version holds what it lacks now."""
+        lacking = [
+            await asyncio.to_thread(self._store.count_lacking, version.number)
+            for version in await self._live(await asyncio.to_thread(self._store.version))
+        ]
+        # The sweep under way ends, and another begins.
+        return 2 + sum(-(-count // _BATCH_DOCUMENTS) for count in lacking)
 
     async def _step(self) -> bool:
         """Give each live version a batch of the documents it lacks; False when none lacks any."""

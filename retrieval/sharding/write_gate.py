@@ -32,7 +32,8 @@ class WriteGate:
         Raises:
             ShardMoved: The documents live elsewhere now.
         """
-        await self._open.wait()
+        while not self._open.is_set():  # It may be shut again before a writer that waited has its turn.
+            await self._open.wait()
         if self._moved:
             raise ShardMoved("the documents of this shard have moved; look up where they are and try again")
         self._num_writing += 1

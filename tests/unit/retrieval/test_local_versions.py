@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -177,6 +178,39 @@ async def test_switch_under_load_fails_nothing_and_mixes_nothing(tmp_path: Path)
         (result,) = await retrieval.search([SearchRequest(f"apple {written[-1]}", k=1)])
         assert result.passages[0].document == written[-1]
         assert result.index_version == made.version_id
+
+
+async def test_switch_ends_though_a_record_comes_with_every_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await LocalRetrieval.open(tmp_path, CONFIG, HashEmbedder()) as retrieval:
+        await retrieval.upsert([Record("r", "apple")])
+        before = await _active(retrieval)
+        made = await retrieval.make_version(VersionChange(vectors="int8"))
+        await retrieval.wait_version(made.version_id, timeout_s=WAIT_S)
+        store, loop, written = retrieval.store, asyncio.get_running_loop(), []
+        look = store.lacking
+
+        async def write() -> None:
+            written.append(f"w{len(written)}")
+            await retrieval.upsert([Record(written[-1], "apple")])
+
+        def write_then_look(*asked) -> list[str]:
+            writing = asyncio.run_coroutine_threadsafe(write(), loop)
+            with contextlib.suppress(TimeoutError):  # Held back by the switch.
+                writing.result(0.2)
+            return look(*asked)
+
+        monkeypatch.setattr(store, "lacking", write_then_look)
+        async with asyncio.timeout(WAIT_S):
+            assert (await retrieval.switch(made.version_id)).state is VersionState.ACTIVE
+        monkeypatch.undo()
+        async with asyncio.timeout(WAIT_S):
+            while len(await _names(retrieval, "apple")) < 1 + len(written):  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.01)
+        assert written
+        assert await _names(retrieval, "apple") == {"r", *written}
+        assert await _state(retrieval, before) is VersionState.RETIRED
 
 
 async def test_versions_are_searched_by_id_and_alias(tmp_path: Path) -> None:
