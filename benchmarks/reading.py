@@ -25,8 +25,8 @@ from serving.config import ServingConfig
 from serving.environment import engine_environment
 from serving.prompt import NOT_IN_DOCUMENTS, PromptPassage, rag_prompt
 from serving.tokenizer import ModelTokenizer
-from training.corpus import HumanPassage, open_lines, read_nq, read_squad
-from training.human_tasks import most_similar, rarity, words_of
+from training.pretraining.corpus import HumanPassage, open_lines, read_nq, read_squad
+from training.pretraining.human_tasks import most_similar, rarity, words_of
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "graft-mini"

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from training.errors import CheckpointError, ConfigError, DataMissingError, TrainingError
-    from training.model import MiniModel, ModelConfig
     from training.pretrain import Pretrainer
-    from training.pretrain_config import PretrainConfig
+    from training.pretraining.config import PretrainConfig
+    from training.pretraining.model import MiniModel, ModelConfig
 
 _HOMES = {
     "CheckpointError": "training.errors",
     "ConfigError": "training.errors",
     "DataMissingError": "training.errors",
-    "MiniModel": "training.model",
-    "ModelConfig": "training.model",
-    "PretrainConfig": "training.pretrain_config",
+    "MiniModel": "training.pretraining.model",
+    "ModelConfig": "training.pretraining.model",
+    "PretrainConfig": "training.pretraining.config",
     "Pretrainer": "training.pretrain",
     "TrainingError": "training.errors",
 }

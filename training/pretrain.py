@@ -27,15 +27,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from serving.prompt import CONTROL_TOKENS
 from serving.tokenizer import ModelTokenizer
-from training.checkpoint import Progress, export_model, load_checkpoint, save_checkpoint
 from training.errors import ConfigError
-from training.induction_init import install_induction
-from training.mixture import Library, Mixture
-from training.model import MiniModel, branch_mask
-from training.optimizer import Optimizers, schedule_factor
-from training.packing import NO_TARGET, Batch, control_id
-from training.pretrain_config import PretrainConfig
-from training.tokenizer import save_tokenizer, train_tokenizer, vocab_size_of
+from training.pretraining.checkpoint import Progress, export_model, load_checkpoint, save_checkpoint
+from training.pretraining.config import PretrainConfig
+from training.pretraining.induction_init import install_induction
+from training.pretraining.mixture import Library, Mixture
+from training.pretraining.model import MiniModel, branch_mask
+from training.pretraining.optimizer import Optimizers, schedule_factor
+from training.pretraining.packing import NO_TARGET, Batch, control_id
+from training.pretraining.tokenizer import save_tokenizer, train_tokenizer, vocab_size_of
 
 CALIBRATION_STEPS = 16
 """Steps of a stage before a wall-clock limit fixes its length; the decay starts no earlier either."""

@@ -10,8 +10,8 @@ import torch
 
 from serving.prompt import CONTROL_TOKENS, PromptPassage, rag_prompt
 from serving.tokenizer import ModelTokenizer
-from training.checkpoint import load_exported
-from training.model import branch_mask
+from training.pretraining.checkpoint import load_exported
+from training.pretraining.model import branch_mask
 
 pytestmark = pytest.mark.integration
 

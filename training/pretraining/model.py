@@ -46,7 +46,7 @@ class ModelConfig:
     embed_std: float = 0.2
     """Standard deviation of the embeddings at the start."""
     induction_init: bool = True
-    """Start with the attention patterns of copying in place; see `training.induction_init`."""
+    """Start with the attention patterns of copying in place; see `training.pretraining.induction_init`."""
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built or served.

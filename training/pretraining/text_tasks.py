@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 
 from serving.prompt import PromptPassage
-from training.corpus import Page
-from training.reading_tasks import Draft, ReadingExample, arrange, cut_passages, split_sentences
+from training.pretraining.corpus import Page
+from training.pretraining.reading_tasks import Draft, ReadingExample, arrange, cut_passages, split_sentences
 
 STOPWORDS = frozenset(
     [

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from serving.prompt import END_OF_TEXT, TURN_END
 from training.errors import CheckpointError
-from training.model import MiniModel, ModelConfig
-from training.optimizer import Optimizers
+from training.pretraining.model import MiniModel, ModelConfig
+from training.pretraining.optimizer import Optimizers
 
 
 @dataclass(slots=True)

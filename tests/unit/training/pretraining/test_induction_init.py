@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from training.induction_init import install_induction
-from training.model import MiniModel, ModelConfig, branch_mask
+from training.pretraining.induction_init import install_induction
+from training.pretraining.model import MiniModel, ModelConfig, branch_mask
 
 
 def continuation_accuracy(*, installed: bool) -> float:

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from serving.prompt import PromptPassage
-from training.reading_tasks import Draft, ReadingExample, arrange
-from training.relations import RELATIONS, Kind, Relation
+from training.pretraining.reading_tasks import Draft, ReadingExample, arrange
+from training.pretraining.relations import RELATIONS, Kind, Relation
 
 MONTHS = [
     "January",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from serving.prompt import PromptPassage
-from training.corpus import GlossaryEntry
-from training.reading_tasks import Draft, ReadingExample, arrange
+from training.pretraining.corpus import GlossaryEntry
+from training.pretraining.reading_tasks import Draft, ReadingExample, arrange
 
 TERM_QUESTIONS = (
     "What is {}?", "What does {} mean?", "Define {}.", "What is meant by {}?", "what is {}", "What are {}?",

@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from training.model import Attention, Layer, MiniModel, branch_mask
+from training.pretraining.model import Attention, Layer, MiniModel, branch_mask
 
 PREVIOUS_LAYER, REPEAT_LAYER = 0, 1
 """Layers whose first two key-value heads write the previous token, and the current one once more."""

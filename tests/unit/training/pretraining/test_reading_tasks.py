@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from training.mixture import KINDS, Library, Mixture, StageConfig
-from training.reading_tasks import cut_passages
-from training.relations import RELATIONS
-from training.structured_tasks import country_questions
+from training.pretraining.mixture import KINDS, Library, Mixture, StageConfig
+from training.pretraining.reading_tasks import cut_passages
+from training.pretraining.relations import RELATIONS
+from training.pretraining.structured_tasks import country_questions
 
 STAGE = StageConfig(
     name="test", steps=1, share=1.0, rows=2, row_tokens=256, passages=(1, 3), max_chars=(90, 260),

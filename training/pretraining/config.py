@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import hashlib
-import json
-import tomllib
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from training.errors import ConfigError
-from training.mixture import StageConfig
-from training.model import ModelConfig
-from training.optimizer import OptimizerConfig
+from training.pretraining.mixture import StageConfig
+from training.pretraining.model import ModelConfig
+from training.pretraining.optimizer import OptimizerConfig
+from training.toml_config import fingerprint, load_toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +50,7 @@ class PretrainConfig:
     @property
     def fingerprint(self) -> str:
         """Return a short hash of every field, stored with each checkpoint."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return fingerprint(self)
 
     @classmethod
     def from_toml(cls, path: Path) -> PretrainConfig:
@@ -66,44 +59,4 @@ class PretrainConfig:
         Raises:
             ConfigError: The file is missing or not TOML, or names an unknown key.
         """
-        try:
-            table = tomllib.loads(path.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
-        return _build(cls, table, str(path))
-
-
-def _build(kind: type, table: dict[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            raise ConfigError(
-                f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint):
-            value = _build(typing.cast(type, hint), value, f"{where}:{key}")
-        elif typing.get_origin(hint) is tuple:
-            member = typing.get_args(hint)[0]
-            built = (
-                _build(typing.cast(type, member), item, f"{where}:{key}")
-                if dataclasses.is_dataclass(member)
-                else item
-                for item in value
-            )
-            value = tuple(built)
-        elif hint is float and isinstance(value, int):
-            value = float(value)
-        elif (
-            isinstance(hint, type)
-            and not isinstance(hint, types.GenericAlias)
-            and not isinstance(value, hint)
-        ):
-            raise ConfigError(f"{where}: {key}={value!r} is not of type {hint.__name__}")
-        values[key] = value
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        return load_toml(cls, path)

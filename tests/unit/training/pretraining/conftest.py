@@ -6,11 +6,11 @@ import pytest
 
 from serving.prompt import RAG_SYSTEM
 from serving.tokenizer import ModelTokenizer
-from training.corpus import GlossaryEntry, HumanPassage, HumanQuestion, Page
-from training.human_tasks import HumanQuestions
-from training.mixture import Library
-from training.synthetic_tasks import WordStock
-from training.tokenizer import save_tokenizer, train_tokenizer
+from training.pretraining.corpus import GlossaryEntry, HumanPassage, HumanQuestion, Page
+from training.pretraining.human_tasks import HumanQuestions
+from training.pretraining.mixture import Library
+from training.pretraining.synthetic_tasks import WordStock
+from training.pretraining.tokenizer import save_tokenizer, train_tokenizer
 
 PARAGRAPHS = (
     "The Normans were a people of northern France. In 1066 their duke William crossed the sea and took "

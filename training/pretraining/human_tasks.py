@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from serving.prompt import PromptPassage
-from training.corpus import HumanPassage
-from training.reading_tasks import Draft, ReadingExample, arrange, split_sentences
+from training.pretraining.corpus import HumanPassage
+from training.pretraining.reading_tasks import Draft, ReadingExample, arrange, split_sentences
 
 _TOKEN = re.compile(r"\w+")
 

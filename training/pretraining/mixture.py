@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.prompt import END_OF_TEXT, RAG_SYSTEM, TextEncoder
-from training.corpus import (
+from training.errors import ConfigError
+from training.pretraining.corpus import (
     HumanPassage,
     Page,
     read_books,
@@ -21,13 +22,12 @@ from training.corpus import (
     read_squad,
     read_textbooks,
 )
-from training.errors import ConfigError
-from training.human_tasks import HumanQuestions
-from training.packing import Batch, PackedDocument, control_id, fill_rows, pack_example, pack_text
-from training.reading_tasks import ReadingExample, split_sentences
-from training.structured_tasks import country_questions, glossary_questions
-from training.synthetic_tasks import WordStock, lookup_list, statements
-from training.text_tasks import Noise, recurring_spans, text_questions
+from training.pretraining.human_tasks import HumanQuestions
+from training.pretraining.packing import Batch, PackedDocument, control_id, fill_rows, pack_example, pack_text
+from training.pretraining.reading_tasks import ReadingExample, split_sentences
+from training.pretraining.structured_tasks import country_questions, glossary_questions
+from training.pretraining.synthetic_tasks import WordStock, lookup_list, statements
+from training.pretraining.text_tasks import Noise, recurring_spans, text_questions
 
 KINDS = ("text", "lookup", "statements", "cloze", "wh", "recurring", "glossary", "countries", "squad", "nq")
 """Every task a mixture may name."""

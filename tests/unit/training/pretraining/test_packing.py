@@ -6,9 +6,9 @@ import torch
 
 from serving.prompt import NOT_IN_DOCUMENTS, PromptPassage, encode_prompt, rag_prompt
 from serving.tokenizer import ModelTokenizer
-from training.model import MiniModel, ModelConfig, branch_mask
-from training.packing import NO_TARGET, fill_rows, pack_example, pack_text
-from training.reading_tasks import QuestionAnswer, ReadingExample
+from training.pretraining.model import MiniModel, ModelConfig, branch_mask
+from training.pretraining.packing import NO_TARGET, fill_rows, pack_example, pack_text
+from training.pretraining.reading_tasks import QuestionAnswer, ReadingExample
 
 EXAMPLE = ReadingExample(
     (

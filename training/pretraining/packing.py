@@ -15,7 +15,7 @@ import numpy as np
 
 from serving.prompt import END_OF_TEXT, TURN_END, TextEncoder, encode_prompt, rag_prompt
 from serving.types import Prompt
-from training.reading_tasks import ReadingExample
+from training.pretraining.reading_tasks import ReadingExample
 
 NO_TARGET = -100
 """Marks a position without loss."""

@@ -1,0 +1,1 @@
+"""Making the bundled generator from nothing: corpus, tasks, mixture, model, optimizers, checkpoints."""
