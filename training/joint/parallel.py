@@ -1,0 +1,115 @@
+"""The ranks of a run: alone, under torchrun, or under Ray Train; the same code in all three."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from training.errors import ConfigError
+
+Sharding = Literal["ddp", "fsdp2"]
+"""Every rank holds all weights, or a share of each."""
+
+COLLECTIVE_TIMEOUT_S = 180
+"""A dead rank ends the others' wait after this long; torch's own default is half an hour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those of the run."""
+
+    rank: int = 0
+    """Its number."""
+    world_size: int = 1
+    """How many there are."""
+    device: torch.device = torch.device("cpu")
+    """Where it computes."""
+
+    @property
+    def is_first(self) -> bool:
+        """Return whether this rank writes what is written once."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Return the mean over ranks of each number; all ranks give the same names."""
+        if self.world_size == 1:
+            return values
+        names = sorted(values)
+        tensor = torch.tensor([values[name] for name in names], dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return dict(zip(names, (tensor / self.world_size).tolist(), strict=True))
+
+    def from_first(self, value: Any) -> Any:
+        """Return the first rank's value on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+@contextmanager
+def torchrun_ranks() -> Iterator[Ranks]:
+    """Yield this process's place from torchrun's environment, or the only rank where there is none.
+
+    A run alone has a process group too, of one: checkpoints are then written by the same code.
+    """
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def shard_towers(towers: list[nn.Module], device: torch.device, dtype: torch.dtype) -> None:
+    """Share the weights of towers between the ranks, a layer at a time (FSDP2).
+
+    Args:
+        towers: Models whose layers stand in a `ModuleList`.
+        device: Where the ranks compute.
+        dtype: Precision of the forward and backward pass; gradients are summed in float32.
+
+    Raises:
+        ConfigError: There are no other ranks to share with.
+    """
+    if not dist.is_initialized():
+        raise ConfigError("sharding 'fsdp2' needs more than one rank; use 'ddp'")
+    mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for tower in towers:
+        for layers in [part for part in tower.modules() if isinstance(part, nn.ModuleList)]:
+            for layer in layers:
+                fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(tower, mesh=mesh, mp_policy=policy)
+
+
+def replicated(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """Return a module whose backward pass averages gradients over ranks (DDP); itself when alone."""
+    if ranks.world_size == 1:
+        return model
+    ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
