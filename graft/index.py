@@ -18,7 +18,6 @@ from retrieval.admin import (
     SnapshotInfo,
     VersionChange,
 )
-from retrieval.errors import InvalidVersion
 from retrieval.types import DEFAULT_LIBRARY, DocumentStore, Record
 from retrieval.versions import IndexKind, TokenCodec, VectorCodec, VersionInfo, VersionState
 
@@ -91,19 +90,12 @@ class AsyncIndex:
         return await self._admin.switch(version)
 
     async def rollback(self) -> VersionInfo:
-        """Switch to the version that was built last among those that do not answer.
+        """Switch to the version that answered before the one that does; a second call goes further back.
 
         Raises:
-            InvalidVersion: There is none.
+            InvalidVersion: No other version that is still kept answered before.
         """
-        kept = [
-            version
-            for version in await self._admin.versions()
-            if version.state in (VersionState.READY, VersionState.RETIRED)
-        ]
-        if not kept:
-            raise InvalidVersion("no other complete version is kept; make one with `reindex`")
-        return await self._admin.switch(max(kept, key=lambda version: version.made_s).version_id)
+        return await self._admin.rollback()
 
     async def drop_version(self, version: str) -> None:
         """Remove a version that does not answer, with everything it stored.

@@ -104,6 +104,10 @@ def index_router(graft: AsyncGraft) -> APIRouter:
     async def switch(body: SwitchBody) -> Any:
         return to_json(await graft.index.switch(body.version))
 
+    @router.post("/index/rollback")
+    async def rollback() -> Any:
+        return to_json(await graft.index.rollback())
+
     @router.get("/index/segments")
     async def segments() -> Any:
         return {"segments": [to_json(item) for item in await graft.index.segments()]}

@@ -84,7 +84,7 @@ def switch(
 
 @index_app.command()
 def rollback(as_json: AsJson = False, config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Switch back to the complete version built last."""
+    """Switch back to the version that answered before; again, and it goes further back."""
     with open_platform(load(config, overrides), parts=("retrieval",)) as platform:
         _show_versions([platform.index.rollback()], as_json)
 

@@ -169,6 +169,10 @@ class RemoteIndex:
         response = await self._http.call("POST", "/v1/index/switch", json={"version": version})
         return from_json(VersionInfo, response.json())
 
+    async def rollback(self) -> VersionInfo:
+        """Switch to the version that answered before; see `IndexAdmin.rollback`."""
+        return from_json(VersionInfo, (await self._http.call("POST", "/v1/index/rollback")).json())
+
     async def drop_version(self, version: str) -> None:
         """Remove a version that does not answer."""
         await self._http.call("DELETE", f"/v1/index/versions/{version}")

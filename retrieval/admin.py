@@ -136,11 +136,19 @@ class IndexAdmin(Protocol):
     async def switch(self, version: str) -> VersionInfo:
         """Make a complete version the one that answers, on all shards at one epoch.
 
-        Switching to the version before is the rollback; a retired version is caught up first.
+        A retired version is caught up first.
 
         Raises:
             UnknownVersion: There is none of this name.
             InvalidVersion: It is not complete yet; wait for it.
+        """
+        ...
+
+    async def rollback(self) -> VersionInfo:
+        """Switch to the version that answered before the one that does; a second call goes further back.
+
+        Raises:
+            InvalidVersion: No other version that is still kept answered before.
         """
         ...
 

@@ -14,6 +14,7 @@ from retrieval.ingestion.embedders import Embedders
 from retrieval.ingestion.ingest import Ingestor
 from retrieval.ranking.view import IndexView
 from retrieval.shard.shard import Shard
+from retrieval.sharding.epochs import Epoch, EpochLedger, Reason, version_to_go_back_to
 from retrieval.sharding.write_gate import WriteGate
 from retrieval.truth.oplog import seq_of
 from retrieval.truth.store import DATABASE_NAME, Store
@@ -35,6 +36,7 @@ class LocalAdmin:
     _embedders: Embedders
     _ingestor: Ingestor
     _gate: WriteGate
+    _ledger: EpochLedger
     _active: IndexView | None
     _auto_switch: bool
     _switching: bool
@@ -74,6 +76,15 @@ class LocalAdmin:
 
         Records sent meanwhile wait for the moment it takes, so a switch under load loses nothing.
         """
+        return await self._switch(version, "switch")
+
+    async def rollback(self) -> VersionInfo:
+        """Switch to the version that answered before the one that does; see `IndexAdmin.rollback`."""
+        return await self._switch(
+            version_to_go_back_to(self._ledger.history, await self.versions()), "rollback"
+        )
+
+    async def _switch(self, version: str, reason: Reason) -> VersionInfo:
         stored = await asyncio.to_thread(self._store.version, version)
         if stored.state is VersionState.BUILDING:
             info = await self._info(stored.version_id)
@@ -86,7 +97,7 @@ class LocalAdmin:
             if stored.state is VersionState.RETIRED:
                 await asyncio.to_thread(self._store.set_state, stored.version_id, VersionState.BUILDING)
             async with self._ingestor.caught_up():
-                await self._switch_now(stored.version_id)
+                await self._switch_now(stored.version_id, reason)
         return await self._info(stored.version_id)
 
     async def drop_version(self, version: str) -> None:
@@ -164,9 +175,22 @@ class LocalAdmin:
         if self._switching or not self._auto_switch:
             return
         if await asyncio.to_thread(self._store.target_version) == version.version_id:
-            await self._switch_now(version.version_id)
+            await self._switch_now(version.version_id, "switch")
 
-    async def _switch_now(self, version_id: str) -> None:
+    async def record_active(self, reason: Reason = "switch") -> None:
+        """Have the record of switches name the active version; nothing happens where it does.
+
+        Only where this shard is the whole index: over several, their coordinator writes the record.
+        """
+        current = self._ledger.current
+        active = await asyncio.to_thread(self._store.version)
+        if current is None:
+            await asyncio.to_thread(self._ledger.commit, Epoch(1, active.version_id, "first", time.time()))
+        elif active.version_id != current.version:
+            epoch = Epoch(current.epoch + 1, active.version_id, reason, time.time())
+            await asyncio.to_thread(self._ledger.commit, epoch)
+
+    async def _switch_now(self, version_id: str, reason: Reason) -> None:
         """Switch while building is held: let the version take in what came last, with no record under way.
 
         A document may still become ready between the two steps; then there is one more to take in.
@@ -183,6 +207,7 @@ class LocalAdmin:
                     if not left:
                         raise
             self._active = None
+            await self.record_active(reason)
         finally:
             self._gate.open()
             self._switching = False

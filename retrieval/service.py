@@ -29,6 +29,7 @@ from retrieval.ranking.searcher import Searcher
 from retrieval.ranking.view import IndexView
 from retrieval.requests import check_document
 from retrieval.shard.shard import LocalShard, Shard
+from retrieval.sharding.epochs import EpochLedger
 from retrieval.sharding.write_gate import WriteGate
 from retrieval.truth.records import Vectors
 from retrieval.truth.version_tables import StoredVersion
@@ -48,16 +49,25 @@ from retrieval.types import (
     SearchResult,
     Stage,
 )
+from retrieval.versions import VersionState
 
 _POLL_S = 0.02
 _SETTLED = (DocumentState.READY, DocumentState.FAILED)
+_KEPT_BESIDE = frozenset((VersionState.BUILDING, VersionState.READY))
+"""States in which a version beside the active one takes in what that one does."""
 
 
 class LocalRetrieval(LocalAdmin):
     """Everything of retrieval in this process; open it with `LocalRetrieval.open` and `async with`."""
 
     def __init__(
-        self, shard: Shard, embedders: Embedders, reading: ReadingProcess, *, auto_switch: bool = True
+        self,
+        shard: Shard,
+        embedders: Embedders,
+        reading: ReadingProcess,
+        ledger: EpochLedger,
+        *,
+        auto_switch: bool = True,
     ) -> None:
         """Compose; `open` is the usual way.
 
@@ -65,6 +75,7 @@ class LocalRetrieval(LocalAdmin):
             shard: The documents and their index; its `configure`d version exists.
             embedders: The embedders that are here.
             reading: Reads and cuts documents.
+            ledger: The record of switches.
             auto_switch: Whether a version the configuration asks for is switched to when it is complete; not
                 so where several shards switch together.
         """
@@ -77,6 +88,8 @@ class LocalRetrieval(LocalAdmin):
         self._auto_switch = auto_switch
         self._gate = self.gate = WriteGate()
         """Holds records back while the version switches or documents move."""
+        self._ledger = self.ledger = ledger
+        """The record of switches."""
         self._switching = False
         self._active: IndexView | None = None
         self._reader = self.reader = LocalShard(shard)
@@ -118,8 +131,9 @@ class LocalRetrieval(LocalAdmin):
         embedders = Embedders(load_embedder)
         spec = spec_of(await embedders.use(embedder), config)
         embedder_ready = time.perf_counter()
+        ledger = await asyncio.to_thread(EpochLedger, folder)
         shard = await asyncio.to_thread(Shard, folder, config, name)
-        retrieval = cls(shard, embedders, ReadingProcess(config), auto_switch=auto_switch)
+        retrieval = cls(shard, embedders, ReadingProcess(config), ledger, auto_switch=auto_switch)
         try:
             if not following:
                 await asyncio.to_thread(shard.store.configure, spec)
@@ -139,6 +153,8 @@ class LocalRetrieval(LocalAdmin):
         self.forget_active()
         active = await asyncio.to_thread(self._store.version)
         await self._embedders.try_load(active.spec)
+        if self._auto_switch:
+            await self.record_active()
         await asyncio.to_thread(self._shard.open_version)
         await asyncio.to_thread(self._reading.start)
         self._ingestor.start()
@@ -235,28 +251,38 @@ class LocalRetrieval(LocalAdmin):
             return Acknowledged({self._shard.name: await asyncio.to_thread(self._store.seq)}, 0)
         # A switch waits for records under way.
         async with self._gate.writing():
-            active = await asyncio.to_thread(self._store.version)
-            made = {active.number: await self._embedded(active, records)}
-            seq = await asyncio.to_thread(self._store.upsert, tenant, library, records, made)
-        self._ingestor.notify(versions=True)
+            if all(record.vector is not None for record in records):
+                seq, others_lack = await asyncio.to_thread(self._store_given, records, library, tenant)
+            else:
+                active = await asyncio.to_thread(self._store.version)
+                made = await self._embedded(active, records)
+                seq, others_lack = await asyncio.to_thread(
+                    self._store_made, records, library, tenant, active, made
+                )
+        if others_lack:
+            self._ingestor.notify(versions=True)
         return Acknowledged({self._shard.name: seq}, len(records))
+
+    def _store_given(self, records: Sequence[Record], library: str, tenant: str) -> tuple[int, bool]:
+        """Store records that all bring their vector, in one turn of a thread; see `_store_made`."""
+        active = self._store.version()
+        made = Vectors(_given_vectors(active, records))
+        return self._store_made(records, library, tenant, active, made)
+
+    def _store_made(
+        self, records: Sequence[Record], library: str, tenant: str, active: StoredVersion, made: Vectors
+    ) -> tuple[int, bool]:
+        """Return the log position of stored records, and whether versions beside the active one lack them."""
+        seq = self._store.upsert(tenant, library, records, {active.number: made})
+        # Looked up after the commit: a version that is made later finds the records by itself.
+        beside = (version.state for version in self._store.stored_versions() if version != active)
+        return seq, not _KEPT_BESIDE.isdisjoint(beside)
 
     async def _embedded(self, version: StoredVersion, records: Sequence[Record]) -> Vectors:
         """Return the records' vectors in a version: the caller's where given, embedded where not."""
         spec = version.spec
-        vectors_NM = np.empty((len(records), spec.model_dim), dtype=np.float32)
-        given = [i for i, record in enumerate(records) if record.vector is not None]
+        vectors_NM = _given_vectors(version, records)
         missing = [i for i, record in enumerate(records) if record.vector is None]
-        for i in given:
-            vector = np.asarray(records[i].vector, dtype=np.float32)
-            if vector.shape != (spec.model_dim,):
-                raise InvalidVector(
-                    f"the vector of record {records[i].name!r} has shape {vector.shape}; index version "
-                    f"{version.version_id!r} takes vectors of {spec.model_dim} numbers"
-                )
-            vectors_NM[i] = vector
-        if not missing:
-            return Vectors(vectors_NM)
         embedder = self._embedders.of(spec) or MissingEmbedder(spec)
         texts = [records[i].text for i in missing]
         if spec.tokens == "none":
@@ -324,3 +350,23 @@ class LocalRetrieval(LocalAdmin):
         if name is None:
             self._active = view
         return view
+
+
+def _given_vectors(version: StoredVersion, records: Sequence[Record]) -> np.ndarray:
+    """Return float32[len(records), model_dim] with the vectors that records bring, the other rows unset.
+
+    Raises:
+        InvalidVector: One has another dimension than the version's embedder makes.
+    """
+    vectors_NM = np.empty((len(records), version.spec.model_dim), dtype=np.float32)
+    for i, record in enumerate(records):
+        if record.vector is None:
+            continue
+        vector = np.asarray(record.vector, dtype=np.float32)
+        if vector.shape != (version.spec.model_dim,):
+            raise InvalidVector(
+                f"the vector of record {record.name!r} has shape {vector.shape}; index version "
+                f"{version.version_id!r} takes vectors of {version.spec.model_dim} numbers"
+            )
+        vectors_NM[i] = vector
+    return vectors_NM

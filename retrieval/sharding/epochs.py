@@ -7,19 +7,21 @@ crash before it leaves the version before; after it, whoever opens the shards te
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from retrieval.errors import IndexUnavailable, InvalidVersion
 from retrieval.sharding.durable_json import read_json, write_json
+from retrieval.versions import VersionInfo
 
 FILE_NAME = "epochs.json"
 _FORMAT = 1
 _MAX_HISTORY = 1000
 
 Reason = Literal["first", "switch", "rollback"]
-"""Why a version began to answer."""
+"""Why a version began to answer; a rollback undoes the switches since the version answered last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,46 @@ class Epoch:
     """Why."""
     at_s: float
     """Unix time of the switch."""
+
+
+def versions_before(history: Sequence[Epoch]) -> list[str]:
+    """Return the versions that rollbacks lead to, the nearest first.
+
+    That is who answered before the current version, and before that one; what was rolled back is not among
+    them, so that a second rollback goes further back instead of forth.
+
+    Args:
+        history: Every switch, oldest first.
+    """
+    line: list[str] = []
+    for epoch in history:
+        if epoch.reason == "rollback" and epoch.version in line:
+            while line[-1] != epoch.version:
+                line.pop()
+        elif line[-1:] != [epoch.version]:
+            line.append(epoch.version)
+    current = line[-1:]
+    return list(dict.fromkeys(version for version in reversed(line) if [version] != current))
+
+
+def version_to_go_back_to(history: Sequence[Epoch], versions: Sequence[VersionInfo]) -> str:
+    """Return the version that a rollback leads to.
+
+    Args:
+        history: Every switch, oldest first.
+        versions: Those that are kept, the active one first.
+
+    Raises:
+        InvalidVersion: None that is kept answered before.
+    """
+    kept = {info.version_id for info in versions[1:]}
+    for version in versions_before(history):
+        if version in kept:
+            return version
+    raise InvalidVersion(
+        f"no version answered before '{versions[0].version_id}' and is still kept (retrieval.keep_versions); "
+        f"`switch` to one of those there are: {', '.join(sorted(kept)) or 'none, make one with reindex'}"
+    )
 
 
 class EpochLedger:
@@ -59,12 +101,15 @@ class EpochLedger:
         """Return the switches, oldest first; the last thousand are kept."""
         return self._history
 
-    def previous(self) -> Epoch | None:
-        """Return the newest switch to another version than the current one; None where there was none."""
-        current = self.current
-        return next(
-            (item for item in reversed(self._history) if current and item.version != current.version), None
-        )
+    def begin(self, history: Sequence[Epoch]) -> None:
+        """Record the switches of the index that a new shard joins, unless it knows some already.
+
+        Raises:
+            StorageFull: The disk has no room; nothing is recorded.
+        """
+        with self._lock:
+            if not self._history and history:
+                self._write(tuple(history))
 
     def commit(self, epoch: Epoch) -> None:
         """Record a switch durably; recording the same one again changes nothing.
@@ -82,9 +127,11 @@ class EpochLedger:
                     f"epoch {epoch.epoch} is taken: version '{current.version}' answers since epoch "
                     f"{current.epoch}; another switch came first, look at the versions and try again"
                 )
-            history = (*self._history, epoch)[-_MAX_HISTORY:]
-            write_json(self._path, {"format": _FORMAT, "epochs": [asdict(item) for item in history]})
-            self._history = history
+            self._write((*self._history, epoch)[-_MAX_HISTORY:])
+
+    def _write(self, history: tuple[Epoch, ...]) -> None:
+        write_json(self._path, {"format": _FORMAT, "epochs": [asdict(item) for item in history]})
+        self._history = history
 
     def _read(self) -> tuple[Epoch, ...]:
         values = read_json(self._path)

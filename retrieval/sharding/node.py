@@ -30,11 +30,11 @@ _PULL_MARGIN_S = 10.0
 _READS = ("candidates", "term_stats", "vectors", "token_codes", "passages", "neighbours")
 _LOCAL = (
     "ready", "search", "upsert", "documents", "document", "text", "content", "libraries", "wait_ready",
-    "versions", "wait_version", "drop_version", "set_alias", "switch", "segments", "compact",
+    "versions", "wait_version", "drop_version", "set_alias", "switch", "rollback", "segments", "compact",
     "estimate_recall", "snapshot", "progress",
 )  # fmt: skip
 _WRITES = (
-    "add", "take_in", "delete", "upsert", "make_version", "switch", "drop_version", "set_alias",
+    "add", "take_in", "delete", "upsert", "make_version", "switch", "rollback", "drop_version", "set_alias",
     "prepare_switch",
 )  # fmt: skip
 _NOBODY = -1
@@ -246,10 +246,10 @@ class ShardNode:
             await self._follower.see_active(epoch.version)
         await self._switching.enter_epoch(epoch, self.is_primary)
 
-    async def found(self, versions: Sequence[VersionInfo], epoch: Epoch) -> None:
-        """Give an empty copy the versions of the index and the epoch it begins at."""
+    async def found(self, versions: Sequence[VersionInfo], epochs: Sequence[Epoch]) -> None:
+        """Give an empty copy the versions of the index and its switches so far."""
         await self._log_side.make_versions(versions)
-        await self._switching.commit_epoch(epoch)
+        await self._switching.begin_epochs(epochs)
 
     async def set_primary(self, slot: int) -> None:
         """Follow another copy, or be the one that takes writes."""
@@ -270,7 +270,7 @@ class ShardNode:
         self.local = await self._open_local(following)
         store = self.local.store
         self._log_side = LogSide(store)
-        self._switching = SwitchSide(self._folder, self.local, standalone=self._standalone)
+        self._switching = SwitchSide(self.local, standalone=self._standalone)
         if following:
             if self._primary >= 0:
                 self._follow()

@@ -12,7 +12,7 @@ from retrieval.admin import IngestProgress, RecallEstimate, SegmentReport, Snaps
 from retrieval.errors import IngestTimeout, InvalidDocument, InvalidVersion, UnknownVersion
 from retrieval.restore import FORMAT, INDEX_FILE, shard_folder
 from retrieval.sharding.durable_json import write_json
-from retrieval.sharding.epochs import Epoch
+from retrieval.sharding.epochs import Epoch, Reason, version_to_go_back_to
 from retrieval.sharding.index_views import IndexViews
 from retrieval.sharding.replica_set import ReplicaSet
 from retrieval.sharding.topology import CurrentTopology, all_of, gathered
@@ -77,12 +77,27 @@ class RoutedAdmin:
         async with self._changing:
             shards = self._topology.now.shards
             if len(shards) == 1:
-                info = await shards[0].write("switch", version, patience_s=_LONG_S)
-                await tell(shards, await shards[0].write("epoch"))
-                return info
-            return await self._switch_all(shards, await self._version(version))
+                return await self._switch_one(shards, "switch", version)
+            return await self._switch_all(shards, await self._version(version), "switch")
 
-    async def _switch_all(self, shards: Sequence[ReplicaSet], info: VersionInfo) -> VersionInfo:
+    async def rollback(self) -> VersionInfo:
+        """Switch to the version that answered before the one that does; see `IndexAdmin.rollback`."""
+        async with self._changing:
+            shards = self._topology.now.shards
+            if len(shards) == 1:
+                return await self._switch_one(shards, "rollback")
+            version = version_to_go_back_to(await self.epochs(), await self.versions())
+            return await self._switch_all(shards, await self._version(version), "rollback")
+
+    async def _switch_one(self, shards: Sequence[ReplicaSet], method: str, *args: str) -> VersionInfo:
+        """Have the one shard switch by itself, and tell its copies."""
+        info = await shards[0].write(method, *args, patience_s=_LONG_S)
+        await tell(shards, await shards[0].write("epoch"))
+        return info
+
+    async def _switch_all(
+        self, shards: Sequence[ReplicaSet], info: VersionInfo, reason: Reason
+    ) -> VersionInfo:
         if info.state is VersionState.RETIRED:
             await all_of(shards, "revive", info.version_id)
             info = await self.wait_version(info.version_id, timeout_s=_LONG_S)
@@ -91,8 +106,6 @@ class RoutedAdmin:
                 f"index version '{info.version_id}' holds {info.num_documents:,} of {info.num_wanted:,} "
                 "documents; wait until it is ready"
             )
-        before = {epoch.version for epoch in await self.epochs()}
-        reason = "rollback" if info.version_id in before else "switch"
         self._views.entered(await switch(shards, info.version_id, reason))
         await self._look_again()
         return await self._version(info.version_id)

@@ -235,11 +235,11 @@ class Router(RoutedDocuments, RoutedTakingIn, RoutedSearch, RoutedAdmin):
             await asyncio.sleep(_FOLLOW_S)
 
     async def _prepare(self, before: Topology, after: Topology) -> None:
-        """Give empty shards the index versions and the epoch of those that answer."""
+        """Give empty shards the index versions and the switches of those that answer."""
         versions = await before.shards[0].write("version_rows")
-        epoch = await before.shards[0].write("epoch")
+        epochs = await before.shards[0].write("epochs")
         for shard in after.shards:
-            await shard.write("found", versions, epoch)
+            await shard.write("found", versions, epochs)
 
     async def _hand_over(self, after: Topology) -> None:
         await asyncio.to_thread(write_placement, self._root, after.placement)

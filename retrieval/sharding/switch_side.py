@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from pathlib import Path
+from collections.abc import Sequence
 
 from retrieval.errors import IndexUnavailable, InvalidVersion, RetrievalError
 from retrieval.service import LocalRetrieval
-from retrieval.sharding.epochs import Epoch, EpochLedger
+from retrieval.sharding.epochs import Epoch
 from retrieval.sharding.held_transaction import HeldTransaction
 from retrieval.versions import VersionState
 
@@ -24,15 +23,14 @@ _TRIES = 20
 class SwitchSide:
     """Prepares, commits and remembers switches for one copy of a shard; belongs to one event loop."""
 
-    def __init__(self, folder: Path, local: LocalRetrieval, *, standalone: bool) -> None:
-        """Read the record of switches; `reconcile` makes it and the store agree.
+    def __init__(self, local: LocalRetrieval, *, standalone: bool) -> None:
+        """Use the copy's record of switches; `reconcile` makes it and the store agree.
 
         Args:
-            folder: Holds the record.
             local: The copy.
-            standalone: Whether this shard is the whole index: it switches by itself, and the record follows.
+            standalone: Whether this shard is the whole index: it switches, and writes the record, by itself.
         """
-        self._ledger = EpochLedger(folder)
+        self._ledger = local.ledger
         self._local = local
         self._store = local.store
         self._standalone = standalone
@@ -42,14 +40,9 @@ class SwitchSide:
     async def reconcile(self) -> None:
         """Begin the record with the active version, or finish what a crash interrupted."""
         current = self._ledger.current
-        active = await asyncio.to_thread(self._store.version)
-        if current is None:
-            await self.commit_epoch(Epoch(1, active.version_id, "first", time.time()))
-        elif active.version_id == current.version:
-            return
-        elif self._standalone:
-            await self.commit_epoch(Epoch(current.epoch + 1, active.version_id, "switch", time.time()))
-        else:
+        if current is None or self._standalone:
+            await self._local.record_active()
+        elif (await asyncio.to_thread(self._store.version)).version_id != current.version:
             await self._activate(current)
 
     async def aclose(self) -> None:
@@ -62,8 +55,6 @@ class SwitchSide:
 
     async def epoch(self) -> Epoch:
         """Return the switch whose version answers."""
-        if self._standalone:
-            await self.reconcile()
         current = self._ledger.current
         if current is None:
             raise IndexUnavailable(
@@ -73,8 +64,11 @@ class SwitchSide:
 
     async def epochs(self) -> tuple[Epoch, ...]:
         """Return every switch, oldest first."""
-        await self.epoch()
         return self._ledger.history
+
+    async def begin_epochs(self, history: Sequence[Epoch]) -> None:
+        """Take over the switches of the index that this new shard joins."""
+        await asyncio.to_thread(self._ledger.begin, history)
 
     async def target(self) -> str | None:
         """Return the version the configuration asks for, while it is being built."""

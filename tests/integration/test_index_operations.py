@@ -121,6 +121,7 @@ def test_version_is_built_beside_switched_to_and_rolled_back(graft: Graft, libra
     made = graft.index.reindex(vectors="int8")
     assert made.state is VersionState.READY
     assert graft.search("needles", library=library).index_version == active.version_id
+    newest = graft.index.reindex(vectors="binary")  # It never answers.
     graft.index.set_alias("trial", made.version_id)
     assert graft.search("needles", library=library, version="trial").index_version == made.version_id
     assert graft.index.switch(made.version_id).state is VersionState.ACTIVE
@@ -129,7 +130,10 @@ def test_version_is_built_beside_switched_to_and_rolled_back(graft: Graft, libra
     with pytest.raises(InvalidVersion):
         graft.index.drop_version(active.version_id)
     graft.index.set_alias("trial", None)
+    graft.index.drop_version(newest.version_id)
     graft.index.drop_version(made.version_id)
+    with pytest.raises(InvalidVersion, match="no version answered before"):
+        graft.index.rollback()
     with pytest.raises(UnknownVersion, match=made.version_id):
         graft.search("needles", version=made.version_id)
 
