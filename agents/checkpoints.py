@@ -20,11 +20,12 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from agents.errors import InvalidThread, UnknownThread
+from agents.search_loop.loop import Hop
 from agents.state import ChatTurn, Citation, ThreadInfo
 from retrieval.types import Hit
 from serving.types import TokenUsage
 
-CHECKPOINTED_TYPES = (ChatTurn, Citation, Hit, TokenUsage)
+CHECKPOINTED_TYPES = (ChatTurn, Citation, Hit, Hop, TokenUsage)
 """Our types that a checkpoint holds; passages are not among them."""
 
 MAX_THREAD_ID_CHARS = 200

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from agents.search_loop.limits import SearchLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,8 @@ class AgentsConfig:
     """Most quotes shown when a run abstains, 1 to 20."""
     quote_threshold: float = 0.2
     """Share of the question's content a quote must be about, in [0, 1]."""
+    search_loop: SearchLimits = field(default_factory=SearchLimits)
+    """Limits of the `multi_hop` graph's loop; a model trained in the loop was trained within the same."""
     history_turns: int = 4
     """Answered exchanges of the thread the model is shown, 0 to 100."""
     thread_ttl_s: float = 30 * 86_400.0

@@ -8,9 +8,13 @@ from typing import Any
 from langgraph.graph import StateGraph
 
 from agents.errors import UnknownGraph
+from agents.graphs.multi_hop import build_multi_hop
 from agents.graphs.rag import build_rag
 
-GRAPHS: dict[str, Callable[[], StateGraph[Any, Any, Any, Any]]] = {"rag": build_rag}
+GRAPHS: dict[str, Callable[[], StateGraph[Any, Any, Any, Any]]] = {
+    "rag": build_rag,
+    "multi_hop": build_multi_hop,
+}
 """Builders by the name that users, the CLI and `/v1/models` use."""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 from langgraph.runtime import Runtime
 
@@ -109,21 +109,36 @@ async def generate(state: RagState, runtime: Runtime[RunContext]) -> dict[str, A
         tenant=context.tenant,
         deadline_s=context.remaining_s,
     )
-    draft, finish, used = await _stream(request, runtime, fitted.num_tokens)
+    draft, finish, used = await stream_text(request, runtime, fitted.num_tokens, SafeStream())
     return {
         "draft": draft,
         "usage": used,
         "num_model_calls": 1,
-        "stop_reason": _stop_reason(finish, is_budget_cut=max_tokens < config.max_answer_tokens),
+        "stop_reason": cut_reason(finish, is_budget_cut=max_tokens < config.max_answer_tokens),
     }
 
 
-async def _stream(
-    request: GenerateRequest, runtime: Runtime[RunContext], prompt_tokens: int
+class TextFilter(Protocol):
+    """Decides what of a streamed text is shown, and when."""
+
+    def push(self, text: str) -> str:
+        """Return what can be shown now that `text` came."""
+        ...
+
+    def flush(self) -> str:
+        """Return what is left to show at the end."""
+        ...
+
+
+async def stream_text(
+    request: GenerateRequest, runtime: Runtime[RunContext], prompt_tokens: int, shown: TextFilter
 ) -> tuple[str, FinishReason, TokenUsage]:
-    """Return the text, why it ended and what it cost, emitting tokens as they settle."""
+    """Return the text, why it ended and what it cost, emitting what `shown` releases on the way.
+
+    Raises:
+        ServingError: The generator refused or failed.
+    """
     context = runtime.context
-    shown = SafeStream()
     parts: list[str] = []
     num_tokens = 0
     finish: FinishReason = "deadline"
@@ -152,7 +167,8 @@ async def _stream(
     return "".join(parts), finish, usage or TokenUsage(prompt_tokens, 0, num_tokens)
 
 
-def _stop_reason(finish: FinishReason, *, is_budget_cut: bool) -> StopReason | None:
+def cut_reason(finish: FinishReason, *, is_budget_cut: bool) -> StopReason | None:
+    """Return the meter that cut a generation short, or None when it ended by itself or at its own limit."""
     if finish == "deadline" or finish == "cancelled":
         return finish
     return "tokens" if finish == "length" and is_budget_cut else None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 from typing import Any
 
 from langgraph.runtime import Runtime
 
+from agents.choice import choose
 from agents.context import RunContext
 from agents.events import Retrieval, Warned
 from agents.meters import spent_meter
 from agents.state import ChatTurn, RagState
-from retrieval.types import Hit, Passage, SearchRequest, SearchResult
+from retrieval.types import Hit, Passage, SearchRequest
 
 
 def asked_before(turns: list[ChatTurn]) -> str:
@@ -32,46 +34,29 @@ def search_query(question: str, turns: list[ChatTurn]) -> str:
     return f"{question}\n{before}" if before else question
 
 
-def choose(result: SearchResult, k: int) -> tuple[tuple[Hit, ...], tuple[Passage, ...]]:
-    """Return the k best hits and passages, without passages that mostly repeat a better one's text."""
-    hits: list[Hit] = []
-    passages: list[Passage] = []
-    for hit, passage in zip(result.hits, result.passages, strict=True):
-        if any(_repeats(passage, other) for other in passages):
-            continue
-        hits.append(hit)
-        passages.append(passage)
-        if len(hits) == k:
-            break
-    return tuple(hits), tuple(passages)
+async def find(
+    query: str, runtime: Runtime[RunContext], k: int, seen: Collection[str] = ()
+) -> tuple[tuple[Hit, ...], tuple[Passage, ...]] | None:
+    """Return the k best hits and passages of one search, reported as events; None when the deadline passed.
 
-
-def _repeats(passage: Passage, other: Passage) -> bool:
-    if passage.document_id != other.document_id:
-        return passage.text == other.text
-    shared = min(passage.end, other.end) - max(passage.start, other.start)
-    return shared * 2 > passage.end - passage.start
-
-
-async def retrieve(state: RagState, runtime: Runtime[RunContext]) -> dict[str, Any]:
-    """Return hits and passages for the question, and the query that found them.
+    Args:
+        query: The search string, cut to what search takes.
+        runtime: Whose run it is.
+        k: Most passages wanted.
+        seen: Chunk ids that were found before and are left out.
 
     Raises:
         RetrievalError: The search failed.
     """
     context = runtime.context
-    if reason := spent_meter(state, context, "retrieval"):
-        return {"stop_reason": reason}
-    query = search_query(state["question"], state.get("turns", []))[: context.config.max_query_chars]
     request = SearchRequest(
         query=query,
-        k=context.config.num_candidates,
+        k=context.config.num_candidates + len(seen),
         library=context.library,
         document_ids=context.document_ids,
         tenant=context.tenant,
     )
     began = time.monotonic()
-    spent = {"queries": [*state.get("queries", []), query], "num_retrievals": 1}
     limit = asyncio.timeout(context.remaining_s)
     try:
         async with limit:
@@ -79,8 +64,8 @@ async def retrieve(state: RagState, runtime: Runtime[RunContext]) -> dict[str, A
     except TimeoutError:
         if not limit.expired():
             raise
-        return {**spent, "stop_reason": "deadline"}
-    hits, passages = choose(result, context.config.k_passages)
+        return None
+    hits, passages = choose(result, k, seen)
     runtime.stream_writer(
         Retrieval(
             **context.stamp(),
@@ -100,6 +85,24 @@ async def retrieve(state: RagState, runtime: Runtime[RunContext]) -> dict[str, A
                 message=f"part of the index did not answer ({missing}); relevant passages may be absent",
             )
         )
+    return hits, passages
+
+
+async def retrieve(state: RagState, runtime: Runtime[RunContext]) -> dict[str, Any]:
+    """Return hits and passages for the question, and the query that found them.
+
+    Raises:
+        RetrievalError: The search failed.
+    """
+    context = runtime.context
+    if reason := spent_meter(state, context, "retrieval"):
+        return {"stop_reason": reason}
+    query = search_query(state["question"], state.get("turns", []))[: context.config.max_query_chars]
+    spent = {"queries": [*state.get("queries", []), query], "num_retrievals": 1}
+    found = await find(query, runtime, context.config.k_passages)
+    if found is None:
+        return {**spent, "stop_reason": "deadline"}
+    hits, passages = found
     return {**spent, "hits": list(hits), "passages": {passage.chunk_id: passage for passage in passages}}
 
 

@@ -1,12 +1,13 @@
-"""What every run promises, over the scripted generator and over the real engine."""
+"""What every run promises, over every graph, the scripted generator and the real engine."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -28,26 +29,60 @@ from agents import (
 from agents.events import EVENT_TYPES, Event
 from agents.nodes.abstain import NOTHING_FOUND, UNSUPPORTED
 from agents.nodes.retrieve import passages_of
+from agents.search_loop import SEARCH_SYSTEM
 from agents.state import RagState
 from retrieval.errors import IndexUnavailable
 from retrieval.types import Hit, Passage
 from serving.errors import Overloaded
-from serving.types import Generator, GeneratorStats
+from serving.types import GenerateRequest, Generator, GeneratorStats
 
 TEXT = "PagedAttention was created at UC Berkeley in 2023. It stores keys and values in blocks of 16 tokens."
 QUESTION = "Where was PagedAttention created?"
 ANSWER = "PagedAttention was created at UC Berkeley [1]."
 WINDOW = 100_000
+GRAPH = "rag"
+"""The graph under test; set by the fixture `graph`."""
+NODES = {"rag": ("retrieve", "generate"), "multi_hop": ("observe", "act")}
+"""Names of the node that searches and of the one that writes."""
 
 
-def scripted(script: str = ANSWER, *, delay_s: float = 0.0) -> ScriptedGenerator:
-    return ScriptedGenerator(script, max_model_len=WINDOW, token_delay_s=delay_s)
+@pytest.fixture(autouse=True, params=sorted(NODES))
+def graph(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(sys.modules[__name__], "GRAPH", request.param)
+    return request.param
+
+
+def asked(request: GenerateRequest) -> str:
+    (question,) = [s.text for s in request.prompt.segments if s.kind == "question" and not s.trusted]
+    return question
+
+
+def reads(request: GenerateRequest) -> bool:
+    return any(segment.kind == "passage" and not segment.trusted for segment in request.prompt.segments)
+
+
+def driving(script: str | Callable[[GenerateRequest], str]) -> Callable[[GenerateRequest], str]:
+    """Return a script that drives a search loop where the prompt asks for one: it searches, then answers."""
+
+    def turn(request: GenerateRequest) -> str:
+        if SEARCH_SYSTEM in request.prompt.text and not reads(request):
+            return f"search: {asked(request)}"
+        text = script if isinstance(script, str) else script(request)
+        return f"answer: {text}" if SEARCH_SYSTEM in request.prompt.text else text
+
+    return turn
+
+
+def scripted(
+    script: str | Callable[[GenerateRequest], str] = ANSWER, *, delay_s: float = 0.0
+) -> ScriptedGenerator:
+    return ScriptedGenerator(driving(script), max_model_len=WINDOW, token_delay_s=delay_s)
 
 
 def pipeline(
     generator: Generator | None = None, retriever: MemoryRetriever | None = None, **options: object
 ) -> Pipeline:
-    return Pipeline("rag", retriever or MemoryRetriever([passage(TEXT)]), generator or scripted(), **options)  # type: ignore[arg-type]
+    return Pipeline(GRAPH, retriever or MemoryRetriever([passage(TEXT)]), generator or scripted(), **options)  # type: ignore[arg-type]
 
 
 async def collect(pipe: Pipeline, question: str = QUESTION, **options: object) -> list[RunEvent]:
@@ -95,28 +130,31 @@ def generator(request: pytest.FixtureRequest) -> Generator:
     return scripted()
 
 
-async def test_a_run_streams_ordered_events_and_one_result(generator: Generator):
+async def test_a_run_streams_ordered_events_and_one_result(generator: Generator, graph: str):
     events = await collect(pipeline(generator))
     result = result_of(events)
     nodes = [event.node for event in events if event.type == "node_started"]
-    assert nodes[:4] == ["begin", "retrieve", "generate", "cite"]
+    if graph == "rag":
+        assert nodes[:4] == ["begin", "retrieve", "generate", "cite"]
+    else:
+        assert nodes[:3] == ["begin", "act", "observe"]
     assert nodes[-1] == "finalize"
     assert result.stop_reason in ("answered", "abstained")
     assert result.usage.completion_tokens > 0
-    assert {"retrieve", "generate", "total"} <= set(result.timings_ms)
+    assert {*NODES[graph], "total"} <= set(result.timings_ms)
     for citation in result.citations:
         assert citation.quote == TEXT[citation.start : citation.end]
         assert f"[{citation.number}]" in result.answer
 
 
-async def test_closing_a_run_frees_the_engine(generator: Generator):
+async def test_closing_a_run_frees_the_engine(generator: Generator, graph: str):
     pipe = pipeline(generator, config=AgentsConfig(max_answer_tokens=128))
     before = await generator.stats()
     if isinstance(generator, ScriptedGenerator):
         generator.token_delay_s = 0.01
     async with aclosing(pipe.run(QUESTION)) as events:
         async for event in events:
-            if event.type == "node_started" and event.node == "generate":
+            if event.type == "node_started" and event.node == NODES[graph][1]:
                 await until(generator, before.num_running + 1)
                 break
     # An engine ends the step it is in; a generation left to itself would count as finished, not cancelled.
@@ -158,11 +196,12 @@ async def test_an_unsupported_draft_abstains_with_quotes(draft: str):
         assert citation.quote == TEXT[citation.start : citation.end]
 
 
-async def test_an_empty_retrieval_says_that_nothing_was_found():
+async def test_an_empty_retrieval_says_that_nothing_was_found(graph: str):
     generator = scripted()
     result = result_of(await collect(pipeline(generator, MemoryRetriever([]))))
     assert (result.stop_reason, result.answer, result.citations) == ("abstained", NOTHING_FOUND, ())
-    assert generator.requests == []
+    if graph == "rag":
+        assert generator.requests == []
 
 
 async def test_a_lost_shard_is_told():
@@ -191,7 +230,11 @@ async def test_filters_and_tenant_reach_the_search_and_the_engine():
         (Budget(max_prompt_tokens=20), "tokens", 2),
     ],
 )
-async def test_a_spent_meter_ends_in_a_result_that_names_it(budget: Budget, reason: str, num_quotes: int):
+async def test_a_spent_meter_ends_in_a_result_that_names_it(
+    budget: Budget, reason: str, num_quotes: int, graph: str
+):
+    if graph == "multi_hop" and reason == "steps":
+        budget = replace(budget, max_steps=budget.max_steps + 1)  # the model's turn comes before the search
     result = result_of(await collect(pipeline(), budget=budget))
     assert result.stop_reason == reason
     assert result.error is None
@@ -202,9 +245,13 @@ async def test_a_spent_meter_ends_in_a_result_that_names_it(budget: Budget, reas
     assert result.usage.prompt_tokens <= budget.max_prompt_tokens
 
 
-@pytest.mark.parametrize("max_steps", range(3, 9))
-async def test_a_budget_of_enough_steps_answers(max_steps: int):
-    assert (await pipeline().invoke(QUESTION, budget=Budget(max_steps=max_steps))).stop_reason == "answered"
+@pytest.mark.parametrize("max_steps", range(3, 14))
+async def test_a_budget_of_enough_steps_answers(max_steps: int, graph: str):
+    result = await pipeline().invoke(QUESTION, budget=Budget(max_steps=max_steps))
+    is_enough = graph == "rag" or max_steps >= 8
+    assert result.stop_reason == ("answered" if is_enough else "steps")
+    if max_steps >= 4 or graph == "rag":
+        assert result.answer == ANSWER
 
 
 async def test_a_slow_search_ends_at_the_deadline():
@@ -231,14 +278,14 @@ class DeafGenerator(ScriptedGenerator):
 
     async def generate(self, request):  # type: ignore[no-untyped-def]
         async for chunk in super().generate(request):
-            if chunk.finish_reason:
+            if chunk.finish_reason and reads(request):
                 await asyncio.sleep(60)
             yield chunk
 
 
 async def test_a_generator_that_ignores_its_deadline_is_closed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys.modules["agents.nodes.generate"], "DEADLINE_GRACE_S", 0.05)
-    generator = DeafGenerator("UC Berkeley. ", max_model_len=WINDOW)
+    generator = DeafGenerator(driving("UC Berkeley. "), max_model_len=WINDOW)
     result = result_of(await collect(pipeline(generator), budget=Budget(deadline_s=0.2)))
     assert result.stop_reason == "deadline"
     assert result.answer == "UC Berkeley [1]."
@@ -328,11 +375,11 @@ async def test_a_generator_that_dies_midway_keeps_what_it_wrote():
     assert result.answer.startswith("UC")
 
 
-async def test_a_bug_is_a_result_that_names_the_node(caplog: pytest.LogCaptureFixture):
+async def test_a_bug_is_a_result_that_names_the_node(caplog: pytest.LogCaptureFixture, graph: str):
     retriever = MemoryRetriever([], error=KeyError("oops"))
     result = result_of(await collect(pipeline(retriever=retriever)))
     assert result.stop_reason == "error"
-    assert result.error == "the retrieve node failed unexpectedly: KeyError: 'oops'"
+    assert result.error == f"the {NODES[graph][0]} node failed unexpectedly: KeyError: 'oops'"
     assert len([record for record in caplog.records if record.name == "agents.run"]) == 1
 
 
@@ -357,7 +404,7 @@ async def test_control_tokens_in_a_passage_stay_text_of_the_passage():
     hostile += TEXT
     generator = scripted("UC Berkeley")
     result = result_of(await collect(pipeline(generator, MemoryRetriever([passage(hostile)]))))
-    segments = generator.requests[0].prompt.segments
+    segments = generator.requests[-1].prompt.segments
     assert not any("hacked" in segment.text for segment in segments if segment.trusted)
     (shown,) = [segment for segment in segments if "hacked" in segment.text]
     assert shown.kind == "passage"
@@ -393,10 +440,7 @@ async def test_a_passage_deleted_meanwhile_is_reported():
 
 async def test_many_runs_at_once_do_not_mix(tmp_path: Path):
     texts = [passage(f"System{i} was created in {1900 + i}.", document=f"{i}.md") for i in range(20)]
-    generator = ScriptedGenerator(
-        lambda request: request.prompt.segments[-3].text.split("System")[1].split(" ")[0],
-        max_model_len=WINDOW,
-    )
+    generator = scripted(lambda request: asked(request).split("System")[1].split(" ")[0])
     async with open_threads(tmp_path / "threads.db", ttl_s=60) as threads:
         pipe = pipeline(generator, MemoryRetriever(texts), threads=threads)
 

@@ -43,7 +43,7 @@ def test_healthz_and_status(http):
     }
     status = http.get("/v1/status").json()
     assert status["release"].startswith("r-")
-    assert status["graphs"] == ["rag"]
+    assert status["graphs"] == ["rag", "multi_hop"]
 
 
 def test_metrics_are_prometheus_text(http):

@@ -22,10 +22,11 @@ from agents import (
     RunContext,
     UnknownGraph,
 )
+from agents.choice import choose
 from agents.graphs import GRAPHS, build
 from agents.nodes import begin, cite, finalize, generate, retrieve
 from agents.nodes.generate import history
-from agents.nodes.retrieve import choose, search_query
+from agents.nodes.retrieve import search_query
 from retrieval.types import Hit, SearchResult
 
 TEXT = "PagedAttention was created at UC Berkeley in 2023."
