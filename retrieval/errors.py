@@ -8,16 +8,19 @@ RetrievalError
 |   |-- InvalidMetadata        a field's name or type cannot be stored
 |   |-- InvalidVector          wrong dimension, NaN or infinity
 |   |-- InvalidVersion         a version that cannot be made, switched to or removed now
+|   |-- GraphDisabled          the index keeps no graph of entities
 |   |-- UnknownVersion         no such index version or alias
 |   `-- UnknownDocument        no such document for this tenant
 |-- UnreadableDocument         the bytes hold no text we can extract; becomes the document's `error`
+|-- TextModelRefused           the language model will never answer this prompt; becomes the chunk's failure
 `-- RetrievalUnavailable       ours
     |-- IndexUnavailable       no shard could answer
     |   |-- ShardRestarting    a copy of a shard is coming back
     |   `-- ShardMoved         the documents live on other shards now
     |-- IndexOverloaded        the queue of searches is full; try again later
     |-- IngestTimeout          documents still under way when the caller's patience ended
-    `-- StorageFull            the disk has no room; nothing was stored
+    |-- StorageFull            the disk has no room; nothing was stored
+    `-- TextModelUnavailable   the language model that reads chunks for the graph cannot answer now
 """
 
 from __future__ import annotations
@@ -51,6 +54,10 @@ class InvalidVersion(RetrievalRequestError):
     """An index version cannot be made, switched to or removed as asked."""
 
 
+class GraphDisabled(RetrievalRequestError):
+    """The index keeps no graph of entities."""
+
+
 class UnknownVersion(RetrievalRequestError):
     """No such index version or alias."""
 
@@ -65,6 +72,10 @@ class UnknownDocument(RetrievalRequestError):
 
 class UnreadableDocument(RetrievalError):
     """No text could be extracted from a document's bytes."""
+
+
+class TextModelRefused(RetrievalError):
+    """A language model will never answer a prompt, such as one that is too long for it."""
 
 
 class RetrievalUnavailable(RetrievalError):
@@ -101,3 +112,7 @@ class IngestTimeout(RetrievalUnavailable):
 
 class StorageFull(RetrievalUnavailable):
     """The disk has no room; nothing was stored."""
+
+
+class TextModelUnavailable(RetrievalUnavailable):
+    """The language model that reads chunks for the graph cannot answer now; the chunks wait."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from retrieval.graph import communities, taking_up
-from retrieval.graph.entities import Graph, scopes_of
+from retrieval.graph.asks import Ask, Plan, run_here
+from retrieval.graph.lookup import lookup
 from retrieval.graph.neighbourhood import neighbourhood
+from retrieval.graph.rows import GraphRows
 from retrieval.graph.schema import create_graph, drop_graph
-from retrieval.graph.types import Community, Extractor, GraphStats, Neighbourhood
+from retrieval.graph.types import Communities, Entities, Extractor, GraphStats, Neighbourhood
 
 _Answer = TypeVar("_Answer")
 BATCH_CHUNKS = 64
@@ -30,13 +32,13 @@ class GraphDatabase(Protocol):
         """Return a connection that sees one moment."""
         ...
 
-    def write(self) -> AbstractContextManager[sqlite3.Connection]:
+    def write(self, *, durable: bool = True) -> AbstractContextManager[sqlite3.Connection]:
         """Return the writing connection inside a transaction."""
         ...
 
 
 class GraphIndex:
-    """Entities, relations and communities of one version's chunks."""
+    """Entities, relations and communities of one version's chunks. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class GraphIndex:
         self._number = version_number
         self._extractor = extractor
         self._clustering = clustering or communities.Clustering()
+        self._turn = asyncio.Lock()
 
     async def open(self) -> None:
         """Make the tables, every chunk pending, unless this extractor's graph is here already."""
@@ -66,15 +69,6 @@ class GraphIndex:
         """Remove the graph; the chunks stay."""
         await self._write(lambda db: drop_graph(db, self._number))
 
-    async def rebuild(self) -> None:
-        """Forget everything and queue every chunk again."""
-
-        def again(db: sqlite3.Connection) -> None:
-            drop_graph(db, self._number)
-            create_graph(db, self._number, self._extractor.name)
-
-        await self._write(again)
-
     async def follow(self, max_chunks: int | None = None) -> int:
         """Take up chunks that wait, and return how many.
 
@@ -82,6 +76,7 @@ class GraphIndex:
             max_chunks: Most chunks taken up; None for all that wait.
 
         Raises:
+            TextModelUnavailable: The extractor's model cannot answer now; the chunks still wait.
             StorageFull: The disk has no room; chunks not taken up still wait.
         """
         num_taken = 0
@@ -93,57 +88,71 @@ class GraphIndex:
                 break
         return num_taken
 
-    async def cluster(self) -> int:
-        """Bring the communities of changed libraries up to date; return how many had changed."""
-        stale = await self._read(lambda db: communities.stale_scopes(db, self._number))
-        for scope_id, num_changes in stale:
-            edges = await self._read(
-                lambda db, scope_id=scope_id: communities.edges_of(Graph(db, self._number, [scope_id]))
-            )
-            found = await asyncio.to_thread(communities.grouped, edges, self._clustering)
-            await self._write(
-                lambda db, scope_id=scope_id, num_changes=num_changes, found=found: communities.write(
-                    db, self._number, scope_id, num_changes, found
-                )
-            )
-        return len(stale)
-
     async def retry_failed(self) -> int:
         """Queue chunks whose extraction failed once more, and return how many."""
         return await self._write(lambda db: taking_up.retry_failed(db, self._number))
 
+    async def entities(
+        self, name: str = "", *, tenant: str, library: str | None = None, limit: int = 20
+    ) -> Entities:
+        """Return entities by a name or a part of one; those most mentioned for an empty one."""
+        return await self._plan(lookup(name, limit), tenant, library)
+
     async def neighbourhood(
         self,
-        question: str,
+        question: str = "",
         *,
         tenant: str,
+        entities: Sequence[str] = (),
         library: str | None = None,
         max_neighbours: int = 20,
         max_chunks: int = 20,
     ) -> Neighbourhood:
-        """Return what is known around the entities a question names; empty when it names none."""
-        return await self._read(
-            lambda db: neighbourhood(db, self._number, question, tenant, library, max_neighbours, max_chunks)
-        )
+        """Return what is known around entities and those a question names; empty when none is known."""
+        plan = neighbourhood(question, entities, max_neighbours, max_chunks)
+        return await self._plan(plan, tenant, library)
 
-    async def communities(self, *, tenant: str, library: str, level: int = 0) -> list[Community]:
-        """Return a library's communities as of the last `cluster`, largest first.
+    async def communities(
+        self, *, tenant: str, library: str | None = None, level: int = 0, limit: int = 100
+    ) -> Communities:
+        """Return communities of what was taken up so far, those that most chunks speak of first.
 
         Args:
-            tenant: Whose library.
-            library: Its name.
+            tenant: Whose libraries.
+            library: One of them; None for all, each by itself.
             level: 0 for the coarsest; deeper levels also have the communities that were not divided.
+            limit: Most communities returned.
         """
+        names = await self.libraries(tenant) if library is None else [library]
+        parts = []
+        for name in names:
+            await self._cluster(tenant, name)
+            found = await self._read(lambda db, name=name: communities.stored(db, self._number, tenant, name))
+            plan = communities.describe(name, found, level, limit)
+            parts.append(await self._plan(plan, tenant, name))
+        return communities.joined(parts, limit)
 
-        def found(db: sqlite3.Connection) -> list[Community]:
-            scopes = scopes_of(db, self._number, tenant, library)
-            return [one for scope in scopes for one in communities.read(db, self._number, scope, level)]
+    async def libraries(self, tenant: str) -> list[str]:
+        """Return the tenant's libraries of which anything was taken up, ordered by name."""
+        sql = f"SELECT library FROM graph_scopes_{self._number} WHERE tenant=? ORDER BY 1"
+        return await self._read(lambda db: [row[0] for row in db.execute(sql, (tenant,))])
 
-        return await self._read(found)
+    async def answer(self, ask: Ask, tenant: str, library: str | None) -> Any:
+        """Return what this shard says in an answer over several; see `GraphRows`."""
+        return await self._read(lambda db: GraphRows(db, self._number, tenant, library).answer(ask))
 
     async def stats(self) -> GraphStats:
         """Return how large the graph is and how far it has come."""
         return await self._read(lambda db: _stats(db, self._number))
+
+    async def _cluster(self, tenant: str, library: str) -> None:
+        """Bring a library's communities up to date."""
+        async with self._turn:
+            stale = await self._read(lambda db: communities.stale_scope(db, self._number, tenant, library))
+            if stale is not None:
+                edges = await self._plan(communities.edges(), tenant, library)
+                found = await asyncio.to_thread(communities.grouped, edges, self._clustering)
+                await self._write(lambda db: communities.write(db, self._number, *stale, found))
 
     async def _follow_batch(self, limit: int) -> tuple[int, int]:
         chunks = await self._read(lambda db: taking_up.pending(db, self._number, limit))
@@ -152,6 +161,11 @@ class GraphIndex:
         found = await self._extractor.extract([chunk.text for chunk in chunks])
         num_new = await self._write(lambda db: taking_up.take_up(db, self._number, chunks, found))
         return len(chunks), num_new
+
+    async def _plan(self, plan: Plan[_Answer], tenant: str, library: str | None) -> _Answer:
+        return await self._read(
+            lambda db: run_here(plan, GraphRows(db, self._number, tenant, library).answer)
+        )
 
     async def _read(self, work: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
         def run() -> _Answer:
@@ -162,7 +176,8 @@ class GraphIndex:
 
     async def _write(self, work: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
         def run() -> _Answer:
-            with self._database.write() as db:
+            # What the machine's power takes is taken up again: the chunks are durable.
+            with self._database.write(durable=False) as db:
                 return work(db)
 
         return await asyncio.to_thread(run)
@@ -172,13 +187,16 @@ def _stats(db: sqlite3.Connection, number: int) -> GraphStats:
     def count(what: str) -> int:
         return db.execute(f"SELECT count(*) FROM {what}").fetchone()[0]
 
-    extractor = f"SELECT value FROM graph_state_{number} WHERE key='extractor'"
+    extractor = db.execute(f"SELECT value FROM graph_state_{number} WHERE key='extractor'").fetchone()[0]
+    failed = f"graph_chunks_{number} WHERE failure IS NOT NULL"
+    failure = db.execute(f"SELECT failure FROM {failed} LIMIT 1").fetchone()
     return GraphStats(
+        source="rules" if extractor.startswith("rules") else "llm",
+        extractor=extractor,
         num_chunks=count(f"graph_chunks_{number}"),
         num_pending=count(f"graph_pending_{number}"),
-        num_failed=count(f"graph_chunks_{number} WHERE failure IS NOT NULL"),
+        num_failed=count(failed),
         num_entities=count(f"(SELECT DISTINCT scope_id, key FROM graph_mentions_{number})"),
         num_relations=count(f"graph_relations_{number}"),
-        num_communities=count(f"graph_communities_{number}"),
-        extractor=db.execute(extractor).fetchone()[0],
+        failure=None if failure is None else failure[0],
     )

@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import Sequence
 
+from retrieval.errors import TextModelRefused
 from retrieval.graph.names import MAX_NAME_CHARS, entity_key
 from retrieval.graph.types import Alias, Extraction, Mention, Relation, TextModel
 
@@ -31,35 +32,44 @@ Text:
 class LlmExtractor:
     """Asks a language model about each chunk."""
 
-    def __init__(
-        self, model: TextModel, model_name: str, max_tokens: int = 800, concurrency: int = 4
-    ) -> None:
+    def __init__(self, model: TextModel, max_tokens: int = 800, concurrency: int = 4) -> None:
         """Set the model.
 
         Args:
-            model: Completes prompts.
-            model_name: Part of `name`: another model makes another graph.
+            model: Completes prompts; its name is part of `name`: another model makes another graph.
             max_tokens: Longest answer.
             concurrency: Prompts under way at once.
         """
         self._model = model
-        self._model_name = model_name
         self._max_tokens = max_tokens
         self._slots = asyncio.Semaphore(concurrency)
 
     @property
     def name(self) -> str:
         """Return its name, with the edition of its prompt and the model's."""
-        return f"llm-1-{self._model_name}"
+        return f"llm-1-{self._model.name}"
 
     async def extract(self, texts: Sequence[str]) -> list[Extraction]:
-        """Return one extraction a text, in order; an answer in no known form is a failure of that text."""
-        return list(await asyncio.gather(*(self._extract(text) for text in texts)))
+        """Return one extraction a text, in order; an answer in no known form is a failure of that text.
+
+        Raises:
+            TextModelUnavailable: The model cannot answer now; nothing is known of any of the texts.
+        """
+        try:
+            # The first error ends the other prompts, which would cost the model for nothing.
+            async with asyncio.TaskGroup() as group:
+                found = [group.create_task(self._extract(text)) for text in texts]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [one.result() for one in found]
 
     async def _extract(self, text: str) -> Extraction:
         shown = text[:MAX_TEXT_CHARS]
         async with self._slots:
-            answer = await self._model.complete(f"{_INSTRUCTIONS}{shown}\n\nLines:\n", self._max_tokens)
+            try:
+                answer = await self._model.complete(f"{_INSTRUCTIONS}{shown}\n\nLines:\n", self._max_tokens)
+            except TextModelRefused as error:
+                return Extraction(failure=str(error))
         return parsed(answer, shown)
 
 

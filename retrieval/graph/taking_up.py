@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from retrieval.graph.names import entity_key
 from retrieval.graph.types import CO_OCCURS, Extraction
+from retrieval.truth.stored import chunk_id_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,8 @@ class PendingChunk:
 
     row_id: int
     """Its row."""
+    chunk_id: str
+    """Its public id."""
     tenant: str
     """Whose it is."""
     library: str
@@ -27,12 +30,13 @@ class PendingChunk:
 def pending(db: sqlite3.Connection, number: int, limit: int) -> list[PendingChunk]:
     """Return chunks that wait, oldest first."""
     rows = db.execute(
-        f"SELECT p.row_id, d.tenant, d.library, c.text FROM graph_pending_{number} AS p"
+        "SELECT p.row_id, c.document_id, c.content_hash, c.ordinal, d.tenant, d.library, c.text"
+        f" FROM graph_pending_{number} AS p"
         f" JOIN chunks_{number} AS c USING (row_id) JOIN documents AS d USING (document_id)"
         " ORDER BY p.row_id LIMIT ?",
         (limit,),
     )
-    return [PendingChunk(*row) for row in rows]
+    return [PendingChunk(row[0], chunk_id_of(row[1], row[2], row[3]), row[4], row[5], row[6]) for row in rows]
 
 
 def take_up(
@@ -51,7 +55,7 @@ def take_up(
         place = (chunk.tenant, chunk.library)
         if place not in scopes:
             scopes[place] = _scope(db, number, *place)
-        _write(db, number, scopes[place], chunk.row_id, found)
+        _write(db, number, scopes[place], chunk, found)
     return num_taken
 
 
@@ -60,6 +64,10 @@ def retry_failed(db: sqlite3.Connection, number: int) -> int:
     db.execute(
         f"INSERT OR IGNORE INTO graph_pending_{number}"
         f" SELECT row_id FROM graph_chunks_{number} WHERE failure IS NOT NULL"
+    )
+    db.execute(
+        f"UPDATE graph_scopes_{number} AS s SET num_chunks=num_chunks-(SELECT count(*)"
+        f" FROM graph_chunks_{number} AS c WHERE c.scope_id=s.scope_id AND failure IS NOT NULL)"
     )
     return db.execute(f"DELETE FROM graph_chunks_{number} WHERE failure IS NOT NULL").rowcount
 
@@ -72,9 +80,19 @@ def _scope(db: sqlite3.Connection, number: int, tenant: str, library: str) -> in
     return db.execute(sql, (tenant, library)).fetchone()[0]
 
 
-def _write(db: sqlite3.Connection, number: int, scope_id: int, row_id: int, found: Extraction) -> None:
-    db.execute(f"INSERT INTO graph_chunks_{number} VALUES (?,?,?)", (row_id, scope_id, found.failure))
-    db.execute(f"UPDATE graph_scopes_{number} SET num_changes=num_changes+1 WHERE scope_id=?", (scope_id,))
+def _write(
+    db: sqlite3.Connection, number: int, scope_id: int, chunk: PendingChunk, found: Extraction
+) -> None:
+    row_id = chunk.row_id
+    db.execute(
+        f"INSERT INTO graph_chunks_{number} VALUES (?,?,?,?)",
+        (row_id, scope_id, chunk.chunk_id, found.failure),
+    )
+    db.execute(
+        f"UPDATE graph_scopes_{number} SET num_changes=num_changes+1, num_chunks=num_chunks+1"
+        " WHERE scope_id=?",
+        (scope_id,),
+    )
     mentions: dict[str, tuple] = {}
     for mention in found.mentions:
         key = entity_key(mention.name)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+GraphSource = Literal["none", "rules", "llm"]
+"""What finds entities: nothing, the rules for English text, or a language model."""
 EntityKind = Literal["name", "acronym", "work", "term"]
 """A proper name, an acronym or identifier, a quoted title, or a lower-case term that the text defines."""
 CO_OCCURS = ""
@@ -78,10 +80,23 @@ class Extractor(Protocol):
 
 
 class TextModel(Protocol):
-    """A language model as the extractor needs it: a prompt to a text."""
+    """A language model as the extractor needs it: a prompt to a text.
+
+    Where shards are actors it travels to them, so it can be pickled.
+    """
+
+    @property
+    def name(self) -> str:
+        """Return what identifies the model: a graph made by another one is made anew."""
+        ...
 
     async def complete(self, prompt: str, max_tokens: int) -> str:
-        """Return the model's answer to a prompt, at most `max_tokens` long."""
+        """Return the model's answer to a prompt, at most `max_tokens` long.
+
+        Raises:
+            TextModelUnavailable: It cannot answer now; the chunk waits and is tried again.
+            TextModelRefused: It will never answer this prompt; the chunk fails with the cause.
+        """
         ...
 
 
@@ -119,12 +134,32 @@ class Edge:
     """Chunks that say so, at most ten, in order."""
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbourhood:
-    """What a library knows around the entities of a question."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphAnswer:
+    """How much of the libraries asked for an answer speaks of."""
+
+    num_pending: int = 0
+    """Chunks not taken up yet, counted up to 10,000 a shard; the answer lacks what they say."""
+    partial: bool = False
+    """True when a shard did not answer; `missing_shards` names it."""
+    missing_shards: tuple[str, ...] = ()
+    """Shards that did not answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entities(GraphAnswer):
+    """Entities looked up by name."""
+
+    entities: tuple[Entity, ...]
+    """The one of exactly this name first, then those most mentioned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbourhood(GraphAnswer):
+    """What libraries know around some entities."""
 
     seeds: tuple[Entity, ...]
-    """Entities found in the question, in its order."""
+    """Entities asked for by name, then those found in the question, in its order."""
     neighbours: tuple[Entity, ...]
     """Entities connected with them, strongest first."""
     edges: tuple[Edge, ...]
@@ -139,6 +174,8 @@ class Community:
 
     community_id: str
     """Same members at the same level, same id: a report written for it stays valid while `digest` does."""
+    library: str
+    """The library it is of; no community spans two."""
     level: int
     """0 is the coarsest."""
     parent_id: str | None
@@ -153,10 +190,26 @@ class Community:
     """All chunks that mention a member."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Communities(GraphAnswer):
+    """Communities of one level."""
+
+    communities: tuple[Community, ...]
+    """Those that most chunks speak of first."""
+    num_communities: int
+    """How many there are at this level, those left out by the limit included."""
+    num_levels: int
+    """Levels there are; 0 without any community."""
+
+
 @dataclass(frozen=True, slots=True)
 class GraphStats:
-    """How large a version's graph is and how far it has come."""
+    """How large the active version's graph is, over all tenants, and how far it has come."""
 
+    source: GraphSource
+    """What finds entities; `none` when no graph is kept."""
+    extractor: str
+    """What made it, exactly; empty without a graph."""
     num_chunks: int
     """Chunks taken up."""
     num_pending: int
@@ -164,10 +217,8 @@ class GraphStats:
     num_failed: int
     """Chunks whose extraction failed; `retry_failed` queues them again."""
     num_entities: int
-    """Distinct keys, over all libraries."""
+    """Names told apart, counted by library and shard."""
     num_relations: int
     """Relations of single chunks."""
-    num_communities: int
-    """Of all levels and libraries."""
-    extractor: str
-    """What made it."""
+    failure: str | None = None
+    """Cause of one of the failures."""

@@ -22,6 +22,7 @@ from retrieval.graph import (
     Relation,
     RuleExtractor,
 )
+from retrieval.graph.schema import pause_graph
 from retrieval.truth.records import Vectors
 from retrieval.truth.store import Store, document_id_of
 from retrieval.truth.version_tables import drop_tables
@@ -47,15 +48,18 @@ class Library:
         return document_id_of(tenant, library, name)
 
     def follow(self) -> int:
-        num_taken = asyncio.run(self.graph.follow())
-        asyncio.run(self.graph.cluster())
-        return num_taken
+        return asyncio.run(self.graph.follow())
 
-    def near(self, question: str, tenant: str = "t", library: str | None = None, **settings: int):
+    def near(self, question: str, tenant: str = "t", library: str | None = None, **settings):
         return asyncio.run(self.graph.neighbourhood(question, tenant=tenant, library=library, **settings))
 
     def communities(self, level: int = 0, tenant: str = "t", library: str = "l"):
-        return asyncio.run(self.graph.communities(tenant=tenant, library=library, level=level))
+        found = asyncio.run(self.graph.communities(tenant=tenant, library=library, level=level))
+        return found.communities
+
+    def all_communities(self):
+        """Return the communities of both tenants, coarse and fine."""
+        return [self.communities(level, tenant) for level in (0, 9) for tenant in ("t", "u")]
 
     def content(self) -> dict[str, set[tuple]]:
         """Return every row of the graph, scopes by name."""
@@ -65,7 +69,7 @@ class Library:
                 for row in db.execute(f"SELECT * FROM graph_scopes_{self.number}")
             }
             found = {}
-            for table in (*TABLES, "communities", "members"):
+            for table in TABLES:
                 rows = db.execute(f"SELECT * FROM graph_{table}_{self.number}").fetchall()
                 found[table] = {
                     tuple(
@@ -118,11 +122,14 @@ def test_grown_step_by_step_equals_made_at_once(steps: list[tuple[str, int, str,
                     there.remove((tenant, name))
                 elif kind == "follow":
                     library.follow()
+                    library.all_communities()
             library.follow()
-            grown = library.content()
-            asyncio.run(library.graph.rebuild())
+            grown, groups = library.content(), library.all_communities()
+            asyncio.run(library.graph.drop())
+            asyncio.run(library.graph.open())
             library.follow()
             assert library.content() == grown
+            assert library.all_communities() == groups
             assert len(grown["chunks"]) == len(there)
         finally:
             library.store.close()
@@ -163,15 +170,14 @@ def test_a_deleted_document_leaves_at_once(library: Library) -> None:
     library.follow()
     assert {e.name for one in library.communities() for e in one.entities} >= {"Secret Project"}
     library.store.delete(document_id_of("t", "l", "a"), "t")
-    assert library.near("Secret Project").seeds == ()
-    names = {entity.name for one in library.communities() for entity in one.entities}
-    assert names == {"Open Project", "Plain Engine"}
-    library.follow()
     with sqlite3.connect(library.store.path) as db:
         dump = "\n".join(line for line in db.iterdump() if "graph_" in line)
     db.close()
     assert "secret" not in dump.lower()
     assert "open project" in dump.lower()
+    assert library.near("Secret Project").seeds == ()
+    names = {entity.name for one in library.communities() for entity in one.entities}
+    assert names == {"Open Project", "Plain Engine"}
 
 
 def test_a_changed_document_replaces_what_it_said(library: Library) -> None:
@@ -329,3 +335,61 @@ def test_a_graph_can_be_dropped_and_the_chunks_stay(tmp_path: Path) -> None:
     library.put("a", "We know that Beta Thing uses vLLM.")
     assert library.store.document(document_id, "t").num_chunks == 1
     library.store.close()
+
+
+def test_a_paused_graph_forgets_the_deleted_and_catches_up_when_it_follows_again(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    library.put("a", "We know that Alpha Thing uses vLLM.")
+    library.put("b", "We know that Beta Thing uses vLLM.")
+    library.follow()
+    with library.store.database.write() as db:
+        pause_graph(db, library.number)
+    library.store.delete(document_id_of("t", "l", "a"), "t")
+    library.put("c", "We know that Gamma Thing uses vLLM.")
+    assert library.follow() == 0
+    assert {entity.name for entity in library.near("vLLM").neighbours} == {"Beta Thing"}
+    asyncio.run(library.graph.open())
+    assert library.follow() == 1
+    assert {entity.name for entity in library.near("vLLM").neighbours} == {"Beta Thing", "Gamma Thing"}
+    library.store.close()
+
+
+def test_entities_are_looked_up_by_name_part_and_use(library: Library) -> None:
+    library.put(
+        "a", "Retrieval-Augmented Generation (RAG) reads passages. We know that Ada Lovelace met vLLM."
+    )
+    library.put("b", "In practice RAG needs Ada Byron.")
+    library.put("c", "We know that RAG and vLLM met.", library="m")
+    library.follow()
+
+    def found(name: str = "", **settings) -> list[str]:
+        answer = asyncio.run(library.graph.entities(name, tenant="t", **settings))
+        return [entity.key for entity in answer.entities]
+
+    assert found("ada") == ["ada byron", "ada lovelace"]
+    assert found("rag") == found("Retrieval augmented generation") == ["retrieval augmented generation"]
+    assert found()[:2] == ["retrieval augmented generation", "vllm"]
+    assert found(limit=1) == ["retrieval augmented generation"]
+    assert found("rag", library="m") == ["rag"]
+    assert found("nobody") == found("?!") == []
+
+
+def test_neighbours_of_entities_given_whole(library: Library) -> None:
+    library.put("a", "We know that Ada Lovelace and vLLM met. We know that BM25 and FAISS met.")
+    library.follow()
+    found = library.near("", entities=["ada lovelace", "No One"])
+    assert [entity.key for entity in found.seeds] == ["ada lovelace"]
+    assert [entity.key for entity in found.neighbours] == ["vllm"]
+    both = library.near("what is BM25?", entities=["Ada Lovelace"])
+    assert [entity.key for entity in both.seeds] == ["ada lovelace", "bm25"]
+    assert library.near("") == library.near("nothing known")
+
+
+def test_answers_tell_how_many_of_the_librarys_chunks_wait(library: Library) -> None:
+    library.put("a", "We know that Ada Lovelace and vLLM met.")
+    library.put("b", "We know that Ada Lovelace and vLLM met.", library="m")
+    library.put("c", "We know that Ada Lovelace and vLLM met.", tenant="u")
+    assert library.near("vLLM").num_pending == 2
+    assert library.near("vLLM", library="m").num_pending == 1
+    library.follow()
+    assert library.near("vLLM").num_pending == 0

@@ -14,6 +14,8 @@ TEXT = "Chunked prefill (CP) splits a prompt. Sarathi-Serve uses chunked prefill
 
 
 class Model:
+    name = "tiny"
+
     def __init__(self, answer: str) -> None:
         self.answer = answer
         self.prompts: list[str] = []
@@ -70,7 +72,7 @@ def test_any_answer_is_read(answer: str, text: str) -> None:
 
 def test_texts_are_answered_in_order_few_at_a_time() -> None:
     model = Model("entity | Sarathi-Serve |")
-    extractor = LlmExtractor(model, "tiny", concurrency=2)
+    extractor = LlmExtractor(model, concurrency=2)
     found = asyncio.run(extractor.extract([TEXT, "nothing", TEXT]))
     assert [len(one.mentions) for one in found] == [1, 0, 1]
     assert model.most == 2
@@ -79,5 +81,5 @@ def test_texts_are_answered_in_order_few_at_a_time() -> None:
 
 def test_a_long_chunk_is_shown_in_part() -> None:
     model = Model("none")
-    asyncio.run(LlmExtractor(model, "tiny").extract(["x" * 50_000]))
+    asyncio.run(LlmExtractor(model).extract(["x" * 50_000]))
     assert len(model.prompts[0]) < MAX_TEXT_CHARS + 1000
