@@ -49,7 +49,7 @@ class Pipeline:
             generator: Writes text.
             threads: Keeps conversations; None when no run names a thread.
             config: Sizes and thresholds.
-            release: Release that answers; each run keeps the one it began with.
+            release: Release that answers; each run keeps the one it began with. See `answer_as`.
             name: Name in events; that of the graph by default.
 
         Raises:
@@ -66,6 +66,16 @@ class Pipeline:
         self.graph = builder.compile(checkpointer=threads.saver, name=self.name) if threads else self._unkept
         """The compiled LangGraph, for everything this class does not do."""
         self._running: dict[str, tuple[str, asyncio.Task[None]]] = {}
+
+    def answer_as(self, release: str, retriever: Retriever) -> None:
+        """Have runs that begin from now on name another release, and find passages as it does.
+
+        Args:
+            release: Id of the release.
+            retriever: Finds its passages.
+        """
+        self.release = release
+        self._retriever = retriever
 
     def run(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from graft.backend import Part, PlatformStatus
 from graft.config import REPOSITORY, GraftConfig
+from graft.current_release import CurrentRelease, unswitched
 from graft.errors import ConfigError, StartError
 from graft.folders import document_files
-from graft.releases import Release, ReleaseLedger
+from graft.pinned_retriever import PinnedRetriever
+from graft.releases import Release
 from graft.running import only_platform
 from graft.stages import OnStage, Stage, stage
 from retrieval.extraction.files import read_file
@@ -25,9 +27,8 @@ if TYPE_CHECKING:
     from agents.pipeline import Pipeline
     from retrieval.actor import ActorRetrieval
     from retrieval.ingestion.bulk import BulkProgress, BulkResult, SourceFile
-    from retrieval.types import EmbedderInfo, Metadata
+    from retrieval.types import Metadata
     from serving.actor import ActorGenerator
-    from serving.types import GeneratorInfo
 
 NAMESPACE = "graft"
 """Ray namespace of every actor of ours."""
@@ -52,7 +53,6 @@ class Platform:
         self._url = url
         self._retrieval: ActorRetrieval | None = None
         self._generator: ActorGenerator | None = None
-        self._embedder: EmbedderInfo | None = None
         self._pipelines: dict[str, Pipeline] = {}
         self.release: str | None = None
         """Id of the release that answers; None without a generator."""
@@ -157,8 +157,8 @@ class Platform:
             )
             stack.push_async_callback(self._retrieval.aclose)
             await self._retrieval.ready()
-            self._embedder = await ActorEmbedder(self._retrieval.embedder, config).info()
-            done.message = f"embedder {self._embedder.model_id} ({self._embedder.dim} dimensions), index open"
+            embedder = await ActorEmbedder(self._retrieval.embedder, config).info()
+            done.message = f"embedder {embedder.model_id} ({embedder.dim} dimensions), index open"
         if self.config.sample_library:
             await self._ingest_samples(report)
 
@@ -213,7 +213,6 @@ class Platform:
             open_threads(self.config.home / "threads.sqlite", ttl_s=self.config.agents.thread_ttl_s)
         )
         info = await self.generator.info()
-        self.release = await self._ensure_release(info)
         self._pipelines = {
             name: Pipeline(
                 name,
@@ -221,31 +220,26 @@ class Platform:
                 generator=self.generator,
                 threads=threads,
                 config=self.config.agents,
-                release=self.release,
             )
             for name in GRAPHS
         }
-
-    async def _ensure_release(self, model: GeneratorInfo) -> str:
-        """Return the id of the release made of what runs now, and make it current."""
-        from serving.prompt import CHAT_SYSTEM, RAG_SYSTEM, TURN_END, TURN_START
-
-        if self._embedder is None:
-            raise StartError("a release needs the embedder; start the platform with all parts")
-        prompts = "\n".join((RAG_SYSTEM, CHAT_SYSTEM, TURN_START, TURN_END))
-        release = Release(
-            embedder_hash=self._embedder.model_hash,
-            index_version=(await self.retriever.versions())[0].version_id,
-            model_hash=model.model_hash,
-            tokenizer_hash=model.tokenizer_hash,
-            prompt_hash=hashlib.sha256(prompts.encode()).hexdigest()[:16],
-            config_hash=self.config.hash,
+        current = CurrentRelease(
+            self.config.home / "releases",
+            self.retriever,
+            unswitched(info, self.config.hash),
+            self._answer_as,
         )
-        ledger = ReleaseLedger(self.config.home / "releases")
-        ledger.add(release)
-        if (current := ledger.current()) != release.id:
-            ledger.swap(current, release.id)
-        return release.id
+        await current.refresh()
+        self.retriever.on_switch = current.catch_up
+        following = asyncio.create_task(current.follow(), name="follow-release")
+        stack.push_async_callback(_end, following)
+
+    def _answer_as(self, release: Release) -> None:
+        """Have runs that begin from now on name a release, and search its index version."""
+        self.release = release.id
+        retriever = PinnedRetriever(self.retriever, release.index_version)
+        for pipeline in self._pipelines.values():
+            pipeline.answer_as(release.id, retriever)
 
     @property
     def max_document_bytes(self) -> int:
@@ -362,6 +356,13 @@ class Platform:
     async def aclose(self) -> None:
         """Stop every actor and the local Ray; a given Ray cluster keeps running."""
         await self._closing.aclose()
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait until it has ended."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 async def _all(starts: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -337,7 +337,7 @@ class LocalRetrieval(LocalAdmin):
 
     def _view_of(self, name: str | None) -> IndexView:
         """Return what answers for a version; the active one's is kept until a switch."""
-        if name is None and self._active is not None:
+        if self._active is not None and name in (None, self._active.version):
             return self._active
         version = self._store.version(name)
         view = IndexView(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from retrieval.sharding.epochs import Epoch, Reason, version_to_go_back_to
 from retrieval.sharding.index_views import IndexViews
 from retrieval.sharding.replica_set import ReplicaSet
 from retrieval.sharding.topology import CurrentTopology, all_of, gathered
-from retrieval.sharding.version_switch import switch, tell
+from retrieval.sharding.version_switch import newest_epoch, switch, tell
 from retrieval.types import DEFAULT_TENANT, Record
 from retrieval.versions import VersionInfo, VersionState
 
@@ -33,6 +33,8 @@ class RoutedAdmin:
     _topology: CurrentTopology
     _views: IndexViews
     _changing: asyncio.Lock
+    on_switch: Callable[[], Awaitable[None]] | None = None
+    """Called after every switch through this router, before the caller is told."""
 
     async def versions(self) -> list[VersionInfo]:
         """Return every version that is kept, the active one first; counts are those of all shards."""
@@ -93,6 +95,7 @@ class RoutedAdmin:
         """Have the one shard switch by itself, and tell its copies."""
         info = await shards[0].write(method, *args, patience_s=_LONG_S)
         await tell(shards, await shards[0].write("epoch"))
+        await self._switched()
         return info
 
     async def _switch_all(
@@ -108,7 +111,16 @@ class RoutedAdmin:
             )
         self._views.entered(await switch(shards, info.version_id, reason))
         await self._look_again()
+        await self._switched()
         return await self._version(info.version_id)
+
+    async def _switched(self) -> None:
+        if self.on_switch is not None:
+            await self.on_switch()
+
+    async def epoch(self) -> Epoch:
+        """Return the newest switch, whose version answers."""
+        return await newest_epoch(self._topology.now.shards)
 
     async def epochs(self) -> tuple[Epoch, ...]:
         """Return every switch that was made, oldest first."""
