@@ -17,7 +17,9 @@ from retrieval.actor_calls import answer, named_actor
 from retrieval.config import PACKAGED_EMBEDDER, RetrievalConfig
 from retrieval.embedding.actor import ActorEmbedder, EmbedderActor, embedder_name, start_embedders
 from retrieval.errors import IndexUnavailable
+from retrieval.graph.types import TextModel
 from retrieval.ingestion.embedders import Embedders
+from retrieval.ingestion.graph_follower import extractor_of
 from retrieval.shard_actor import (
     ActorHosts,
     IndexShardActor,
@@ -89,6 +91,7 @@ class ActorRetrieval(Router):
         detached: bool = False,
         embedder_options: dict[str, Any] | None = None,
         shard_options: dict[str, Any] | None = None,
+        text_model: TextModel | None = None,
     ) -> ActorRetrieval:
         """Start the actors under their names in `namespace` and return at once; `ready` waits for them.
 
@@ -100,10 +103,13 @@ class ActorRetrieval(Router):
             detached: Whether they outlive the process that starts them.
             embedder_options: More Ray actor options of the embedders, such as `num_gpus` or `resources`.
             shard_options: The same for the shards.
+            text_model: Finds entities where `config.graph` is `llm`; it travels to the shards.
 
         Raises:
             IndexUnavailable: The folder holds another number of shards.
+            ValueError: The graph wants a language model and none is given.
         """
+        extractor_of(config, text_model)  # Here, where the caller sees the error.
         placement = open_placement(folder, config.num_shards)
         remove_leftovers(folder, placement)
         common: dict[str, Any] = {
@@ -119,7 +125,7 @@ class ActorRetrieval(Router):
         def actor_of(shard: int, slot: int, placement: Placement) -> Any:
             options = {**common, "name": shard_actor_name(shard, slot), **(shard_options or {})}
             kind = ray.remote(IndexShardActor).options(**options)
-            return kind.remote(str(folder), config, namespace, shard, slot, placement, embedding)
+            return kind.remote(str(folder), config, namespace, shard, slot, placement, embedding, text_model)
 
         embedders = start_embedders(config, embedding)
         hosts = ActorHosts(actor_of, 1 + config.num_replicas)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import get_args
 
+from retrieval.graph.types import GraphSource
 from retrieval.versions import IndexKind, TokenCodec, VectorCodec
 
 PACKAGED_EMBEDDER = "packaged"
@@ -16,6 +17,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "vector_codec": get_args(VectorCodec),
     "token_codec": get_args(TokenCodec),
     "index_kind": get_args(IndexKind),
+    "graph": get_args(GraphSource),
 }
 _BOUNDS: dict[str, tuple[float, float]] = {
     "embed_batch_size": (1, 4096),
@@ -118,6 +120,8 @@ class RetrievalConfig:
     """How token vectors are stored for MaxSim: `none` keeps none; `sign` takes 48 bytes a token of MiniLM."""
     index_kind: IndexKind = "auto"
     """Structure of the vector index; `auto` picks by size and device."""
+    graph: GraphSource = "none"
+    """What finds the entities of a graph: `none` keeps none, `rules` read English, `llm` asks the model."""
     max_record_chars: int = 100_000
     """Longest text of a record, which is indexed whole."""
     alpha: float = 0.45

@@ -21,10 +21,13 @@ from retrieval.config import RetrievalConfig
 from retrieval.errors import IngestTimeout, InvalidDocument, InvalidVector
 from retrieval.extraction.files import check_name
 from retrieval.extraction.reading import ReadingProcess
+from retrieval.graph.types import Extractor, TextModel
 from retrieval.ingestion.embedders import Embedders, LoadEmbedder, MissingEmbedder, spec_of
+from retrieval.ingestion.graph_follower import GraphFollower, extractor_of
 from retrieval.ingestion.ingest import Ingestor
 from retrieval.ingestion.taking_in import ReadDocument, take_in
 from retrieval.local_admin import LocalAdmin
+from retrieval.local_graph import LocalGraph
 from retrieval.ranking.searcher import Searcher
 from retrieval.ranking.view import IndexView
 from retrieval.requests import check_document
@@ -68,6 +71,7 @@ class LocalRetrieval(LocalAdmin):
         ledger: EpochLedger,
         *,
         auto_switch: bool = True,
+        extractor: Extractor | None = None,
     ) -> None:
         """Compose; `open` is the usual way.
 
@@ -78,6 +82,7 @@ class LocalRetrieval(LocalAdmin):
             ledger: The record of switches.
             auto_switch: Whether a version the configuration asks for is switched to when it is complete; not
                 so where several shards switch together.
+            extractor: Finds entities for the graph; None to keep none.
         """
         self._shard = shard
         self._store = self.store = shard.store
@@ -96,6 +101,9 @@ class LocalRetrieval(LocalAdmin):
         """The shard as a search over several sees it."""
         self._searcher = Searcher(self._view_of, shard.config)
         self._ingestor = self.ingestor = Ingestor(shard.store, embedders.of, reading, self._version_complete)
+        self._graph_follower = GraphFollower(shard.store, extractor)
+        self.graph = LocalGraph(shard.store, self._graph_follower)
+        """The entities that chunks name, and how they are connected."""
         self._timings: dict[str, float] = {}
 
     @classmethod
@@ -106,6 +114,7 @@ class LocalRetrieval(LocalAdmin):
         embedder: Embedder,
         *,
         load_embedder: LoadEmbedder | None = None,
+        text_model: TextModel | None = None,
         name: str = "shard-0",
         auto_switch: bool = True,
         following: bool = False,
@@ -117,6 +126,7 @@ class LocalRetrieval(LocalAdmin):
             config: Settings.
             embedder: The one `config.embedder` names.
             load_embedder: Loads others, for versions made with them; None when there are none.
+            text_model: Finds entities where `config.graph` is `llm`.
             name: The shard's name.
             auto_switch: See `__init__`.
             following: Whether another copy of the shard changes and this one follows: versions come from it,
@@ -125,15 +135,18 @@ class LocalRetrieval(LocalAdmin):
         Raises:
             IndexUnavailable: The shard cannot be opened.
             StorageFull: The disk has no room for it.
-            ValueError: Chunks of `config.chunk_tokens` would be cut by the embedder.
+            ValueError: Chunks of `config.chunk_tokens` would be cut by the embedder, or the graph wants a
+                language model and none is given.
         """
+        extractor = extractor_of(config, text_model)
         started = time.perf_counter()
         embedders = Embedders(load_embedder)
         spec = spec_of(await embedders.use(embedder), config)
         embedder_ready = time.perf_counter()
         ledger = await asyncio.to_thread(EpochLedger, folder)
         shard = await asyncio.to_thread(Shard, folder, config, name)
-        retrieval = cls(shard, embedders, ReadingProcess(config), ledger, auto_switch=auto_switch)
+        reading = ReadingProcess(config)
+        retrieval = cls(shard, embedders, reading, ledger, auto_switch=auto_switch, extractor=extractor)
         try:
             if not following:
                 await asyncio.to_thread(shard.store.configure, spec)
@@ -158,6 +171,7 @@ class LocalRetrieval(LocalAdmin):
         await asyncio.to_thread(self._shard.open_version)
         await asyncio.to_thread(self._reading.start)
         self._ingestor.start()
+        await self._graph_follower.start()
 
     def forget_active(self) -> None:
         """Look up anew which version answers."""
@@ -173,6 +187,7 @@ class LocalRetrieval(LocalAdmin):
 
     async def aclose(self) -> None:
         """Stop ingesting and close the shard; the embedders are their makers' to close."""
+        await self._graph_follower.aclose()
         await self._ingestor.aclose()
         await asyncio.to_thread(self._shard.close)
 

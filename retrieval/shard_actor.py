@@ -21,6 +21,7 @@ from retrieval.actor_calls import answer, answer_once, named_actor
 from retrieval.config import RetrievalConfig
 from retrieval.embedding.actor import EMBEDDER_NAME, ActorEmbedder, EmbedderActor
 from retrieval.errors import IndexUnavailable, ShardMoved
+from retrieval.graph.types import TextModel
 from retrieval.ingestion.embedders import LoadEmbedder
 from retrieval.packed import pack, unpack
 from retrieval.sharding.node import ShardNode
@@ -96,6 +97,7 @@ class IndexShardActor:
         slot: int = 0,
         placement: Placement | None = None,
         embedder_options: Mapping[str, Any] | None = None,
+        text_model: TextModel | None = None,
     ) -> None:
         # Embedders come by name: a handle among the arguments would tie restarts to its sender's life.
         self._root = Path(folder)
@@ -104,6 +106,7 @@ class IndexShardActor:
         self._shard = shard
         self._slot = slot
         self._options = dict(embedder_options or {})
+        self._text_model = text_model
         self._opening: dict[int, asyncio.Future[ShardNode]] = {}
         # After a restart the file knows of changes that the arguments do not.
         self._placement = read_placement(self._root) or placement or Placement(1)
@@ -159,6 +162,7 @@ class IndexShardActor:
             standalone=placement.num_shards == 1,
             peer=peer,
             load_embedder=embedder_loader(self._config, self._namespace, self._options),
+            text_model=self._text_model,
         )
 
     async def _node(self, generation: int) -> ShardNode:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from retrieval.graph.types import Communities, Entities, Neighbourhood
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -450,5 +452,71 @@ class DocumentStore(Protocol):
 
         Raises:
             IngestTimeout: Some were still under way after `timeout_s`; the message names them.
+        """
+        ...
+
+
+class GraphReader(Protocol):
+    """The graph of entities that the active version's chunks name. One contract suite runs over all forms.
+
+    Every method raises GraphDisabled where no graph is kept, InvalidSearch for a limit out of its bounds, and
+    IndexUnavailable when no shard could answer. A deleted document's entities are gone when `delete` returns.
+    """
+
+    async def entities(
+        self,
+        name: str = "",
+        *,
+        library: str | None = None,
+        limit: int = 20,
+        tenant: str = DEFAULT_TENANT,
+    ) -> Entities:
+        """Return entities by a name or a part of one; those most mentioned for an empty one.
+
+        Args:
+            name: Any form of it; case, hyphens, articles and plurals do not count.
+            library: Only this library; None for all of the tenant's, as if they were one.
+            limit: Most entities returned, 1 to 1,000.
+            tenant: Whose libraries.
+        """
+        ...
+
+    async def neighbourhood(
+        self,
+        question: str = "",
+        *,
+        entities: Sequence[str] = (),
+        library: str | None = None,
+        max_neighbours: int = 20,
+        max_chunks: int = 20,
+        tenant: str = DEFAULT_TENANT,
+    ) -> Neighbourhood:
+        """Return what is known around entities and those a question names; empty when none is known.
+
+        Args:
+            question: Entities are found in it.
+            entities: Names of more, whole.
+            library: Only this library; None for all of the tenant's, as if they were one.
+            max_neighbours: Most connected entities returned, 1 to 1,000.
+            max_chunks: Most chunks returned, 1 to 1,000.
+            tenant: Whose libraries.
+        """
+        ...
+
+    async def communities(
+        self,
+        *,
+        library: str | None = None,
+        level: int = 0,
+        limit: int = 100,
+        tenant: str = DEFAULT_TENANT,
+    ) -> Communities:
+        """Return groups of entities that belong together, those that most chunks speak of first.
+
+        Args:
+            library: Only this library; None for all of the tenant's, each by itself.
+            level: 0 for the coarsest; deeper levels also have the communities that were not divided.
+            limit: Most communities returned, 1 to 1,000.
+            tenant: Whose libraries.
         """
         ...

@@ -12,6 +12,7 @@ from typing import Any
 from retrieval.admin import VersionChange
 from retrieval.config import RetrievalConfig
 from retrieval.errors import IndexUnavailable, ShardMoved
+from retrieval.graph.types import TextModel
 from retrieval.ingestion.embedders import LoadEmbedder
 from retrieval.ingestion.taking_in import ReadDocument
 from retrieval.service import LocalRetrieval
@@ -33,10 +34,14 @@ _LOCAL = (
     "versions", "wait_version", "drop_version", "set_alias", "switch", "rollback", "segments", "compact",
     "estimate_recall", "snapshot", "progress",
 )  # fmt: skip
+_GRAPH = (
+    "entities", "neighbourhood", "communities", "stats", "retry_failed", "drop", "libraries", "answer",
+)  # fmt: skip
 _WRITES = (
     "add", "take_in", "delete", "upsert", "make_version", "switch", "rollback", "drop_version", "set_alias",
-    "prepare_switch",
+    "prepare_switch", *(f"graph_{name}" for name in _GRAPH),
 )  # fmt: skip
+"""Methods that the primary alone answers; it alone keeps a graph."""
 _NOBODY = -1
 _SHARD_FILES = ("shard.sqlite3", "shard.sqlite3-wal", "shard.sqlite3-shm", "epochs.json")
 
@@ -94,6 +99,7 @@ class ShardNode:
         standalone: bool = True,
         peer: Peer | None = None,
         load_embedder: LoadEmbedder | None = None,
+        text_model: TextModel | None = None,
     ) -> ShardNode:
         """Open or create the copy in `folder`; a primary begins to ingest, a replica to follow.
 
@@ -107,6 +113,7 @@ class ShardNode:
             standalone: Whether this shard is the whole index and switches versions by itself.
             peer: Finds the other copies; None where there are none.
             load_embedder: Loads embedders of other versions.
+            text_model: Finds entities where `config.graph` is `llm`.
 
         Raises:
             IndexUnavailable: The copy cannot be opened.
@@ -119,6 +126,7 @@ class ShardNode:
                 config,
                 embedder,
                 load_embedder=load_embedder,
+                text_model=text_model,
                 name=name,
                 auto_switch=standalone,
                 following=following,
@@ -278,6 +286,7 @@ class ShardNode:
             await self._switching.reconcile()
         self._methods = {name: getattr(self.local, name) for name in _LOCAL}
         self._methods |= {name: getattr(self.local.reader, name) for name in _READS}
+        self._methods |= {f"graph_{name}": getattr(self.local.graph, name) for name in _GRAPH}
         for side in (self._log_side, self._switching, self):
             for name in _OWN[type(side)]:
                 self._methods[name] = getattr(side, name)

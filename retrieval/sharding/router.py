@@ -21,6 +21,7 @@ from retrieval.sharding.replica_set import ReplicaSet
 from retrieval.sharding.reshard import Reshard
 from retrieval.sharding.routed_admin import RoutedAdmin
 from retrieval.sharding.routed_documents import RoutedDocuments
+from retrieval.sharding.routed_graph import RoutedGraph
 from retrieval.sharding.routed_search import RoutedSearch
 from retrieval.sharding.routed_taking_in import RoutedTakingIn
 from retrieval.sharding.shard_copy import Call, ShardCopy
@@ -83,6 +84,8 @@ class Router(RoutedDocuments, RoutedTakingIn, RoutedSearch, RoutedAdmin):
         self._changing = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
         current = CurrentTopology(topology)
+        self.graph = RoutedGraph(current, config)
+        """The entities that chunks name, and how they are connected."""
         self._start_searching(current, config, IndexViews(current, embedders))
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from retrieval.config import RetrievalConfig
+from retrieval.graph.types import TextModel
 from retrieval.ingestion.embedders import Embedders, LoadEmbedder
 from retrieval.sharding.node import ShardNode, remove_copy
 from retrieval.sharding.placement import Placement, generation_folder, open_placement
@@ -27,6 +28,7 @@ class ShardedRetrieval(Router):
         embedder: Embedder,
         *,
         load_embedder: LoadEmbedder | None = None,
+        text_model: TextModel | None = None,
     ) -> ShardedRetrieval:
         """Open the shards in `folder` and begin to ingest what is queued there.
 
@@ -35,6 +37,7 @@ class ShardedRetrieval(Router):
             config: Settings; `num_shards` must be the folder's, and `num_replicas` may be any.
             embedder: The one `config.embedder` names.
             load_embedder: Loads others, for versions made with them; None when there are none.
+            text_model: Finds entities where `config.graph` is `llm`.
 
         Raises:
             IndexUnavailable: A shard cannot be opened, or there is another number of them.
@@ -45,7 +48,7 @@ class ShardedRetrieval(Router):
         await asyncio.to_thread(remove_leftovers, folder, placement)
         embedders = Embedders(load_embedder)
         await embedders.use(embedder)
-        hosts = LocalHosts(folder, config, embedder, load_embedder)
+        hosts = LocalHosts(folder, config, embedder, load_embedder, text_model)
         try:
             topology = topology_of(placement, await hosts.open(placement, answering=True), config)
             retrieval = cls(folder, config, hosts, topology, embedders)
@@ -68,13 +71,19 @@ class LocalHosts:
     """Opens copies of shards as objects of this process."""
 
     def __init__(
-        self, root: Path, config: RetrievalConfig, embedder: Embedder, load_embedder: LoadEmbedder | None
+        self,
+        root: Path,
+        config: RetrievalConfig,
+        embedder: Embedder,
+        load_embedder: LoadEmbedder | None,
+        text_model: TextModel | None = None,
     ) -> None:
         """Keep what every copy is opened with."""
         self._root = root
         self._config = config
         self._embedder = embedder
         self._load_embedder = load_embedder
+        self._text_model = text_model
         self._nodes: dict[tuple[int, int, int], ShardNode] = {}
 
     def node(self, placement: Placement, shard: int, slot: int = 0) -> ShardNode:
@@ -109,6 +118,7 @@ class LocalHosts:
             standalone=placement.num_shards == 1,
             peer=peer,
             load_embedder=self._load_embedder,
+            text_model=self._text_model,
         )
         self._nodes[placement.generation, shard, slot] = node
         return node
