@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from graft.blocking import Graft
     from graft.config import GraftConfig, load_config
     from graft.errors import AccessDenied, ConfigError, GraftError, NotRunning, RemoteError, StartError
+    from graft.graph import AsyncGraph, Graph
     from graft.index import AsyncIndex, Index
     from graft.pipelines import AsyncPipeline, Pipeline
     from graft.sdk import AsyncGraft
@@ -35,6 +36,7 @@ _HOME = {
     "AccessDenied": "graft.errors",
     "Acknowledged": "retrieval.types",
     "AsyncGraft": "graft.sdk",
+    "AsyncGraph": "graft.graph",
     "AsyncIndex": "graft.index",
     "AsyncPipeline": "graft.pipelines",
     "Budget": "agents.budget",
@@ -46,6 +48,7 @@ _HOME = {
     "Graft": "graft.blocking",
     "GraftConfig": "graft.config",
     "GraftError": "graft.errors",
+    "Graph": "graft.graph",
     "Hit": "retrieval.types",
     "Index": "graft.index",
     "Library": "retrieval.types",
@@ -70,6 +73,7 @@ __all__ = [
     "AccessDenied",
     "Acknowledged",
     "AsyncGraft",
+    "AsyncGraph",
     "AsyncIndex",
     "AsyncPipeline",
     "Budget",
@@ -81,6 +85,7 @@ __all__ = [
     "Graft",
     "GraftConfig",
     "GraftError",
+    "Graph",
     "Hit",
     "Index",
     "Library",

@@ -10,6 +10,7 @@ from agents.budget import Budget
 from agents.events import RunEvent
 from agents.state import ChatTurn, RunResult, ThreadInfo
 from retrieval.admin import IndexAdmin
+from retrieval.graph_admin import GraphAdmin
 from retrieval.ingestion.bulk import BulkProgress, BulkResult, SourceFile
 from retrieval.types import DocumentStore, Metadata, Retriever
 from serving.types import Generator
@@ -121,6 +122,11 @@ class Backend(Protocol):
     @property
     def index(self) -> IndexAdmin:
         """Return the operations on the index."""
+        ...
+
+    @property
+    def graph(self) -> GraphAdmin:
+        """Return the graph of entities."""
         ...
 
     @property

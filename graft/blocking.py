@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from graft.graph import Graph
 from graft.index import Index
 from graft.pipelines import Pipeline
 from graft.sdk import AsyncGraft
@@ -87,6 +88,11 @@ class Graft:
     def index(self) -> Index:
         """Return the index: versions, compaction, snapshots, recall, progress, import and export."""
         return Index(self._core.index, self._portal)
+
+    @property
+    def graph(self) -> Graph:
+        """Return the graph of entities: by name, by connection, and as communities."""
+        return Graph(self._core.graph, self._portal)
 
     def graphs(self) -> tuple[str, ...]:
         """Return the names of the graphs `pipeline` takes."""

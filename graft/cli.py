@@ -20,6 +20,7 @@ from graft.cli_platform import (
     print_json,
     show_stage,
 )
+from graft.graph_cli import graph_app
 from graft.index_cli import index_app
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(index_app, name="index")
+app.add_typer(graph_app, name="graph")
 
 
 def main() -> None:

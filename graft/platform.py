@@ -16,6 +16,7 @@ from graft.config import REPOSITORY, GraftConfig
 from graft.current_release import CurrentRelease, unswitched
 from graft.errors import ConfigError, StartError
 from graft.folders import document_files
+from graft.graph_model import actor_text_model
 from graft.pinned_retriever import PinnedRetriever
 from graft.releases import Release
 from graft.running import only_platform
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
     from agents.pipeline import Pipeline
     from retrieval.actor import ActorRetrieval
     from retrieval.ingestion.bulk import BulkProgress, BulkResult, SourceFile
+    from retrieval.sharding.routed_graph import RoutedGraph
     from retrieval.types import Metadata
     from serving.actor import ActorGenerator
 
 NAMESPACE = "graft"
 """Ray namespace of every actor of ours."""
+GENERATOR = "generator-0"
+"""Name of the generator's actor."""
 SAMPLE_LIBRARY = "samples"
 """Name of the library that holds the bundled documents."""
 ALL_PARTS = ("retrieval", "generator")
@@ -154,6 +158,7 @@ class Platform:
                 num_threads=config.embed_threads or os.cpu_count() or 1,
                 embedder_options=options,
                 shard_options=options,
+                text_model=actor_text_model(self.config.serving.model, GENERATOR, NAMESPACE),
             )
             stack.push_async_callback(self._retrieval.aclose)
             await self._retrieval.ready()
@@ -193,7 +198,7 @@ class Platform:
         with stage(report, "generator", f"loading {self.config.serving.model} into vLLM") as done:
             self._generator = start_generator(
                 self.config.serving,
-                name="generator-0",
+                name=GENERATOR,
                 namespace=NAMESPACE,
                 num_cpus=0,
                 num_gpus=_num_gpus(),
@@ -294,6 +299,11 @@ class Platform:
     def index(self) -> ActorRetrieval:
         """Return the operations on the index."""
         return self.retriever
+
+    @property
+    def graph(self) -> RoutedGraph:
+        """Return the graph of entities."""
+        return self.retriever.graph
 
     @property
     def generator(self) -> ActorGenerator:

@@ -15,6 +15,7 @@ from agents.state import ChatTurn, RunResult, ThreadInfo
 from graft.backend import PlatformStatus
 from graft.errors import NotRunning
 from graft.http_client import HttpClient
+from graft.remote_graph import RemoteGraph
 from graft.remote_retrieval import RemoteIndex, RemoteRetriever, RemoteStore
 from graft.running import find_running
 from graft.wire import event_from_json, from_json, to_json
@@ -111,6 +112,7 @@ class RemotePlatform:
         self.retriever = RemoteRetriever(http)
         self.store = RemoteStore(http)
         self.index = RemoteIndex(http)
+        self.graph = RemoteGraph(http)
         self.generator = _RemoteGenerator(http)
 
     @classmethod

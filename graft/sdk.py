@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 from graft.backend import Backend, PlatformStatus
 from graft.bulk import ingest_many
 from graft.folders import document_files, document_name
+from graft.graph import AsyncGraph
 from graft.index import AsyncIndex
 from graft.pipelines import AsyncPipeline
 from retrieval.extraction.files import read_file
@@ -117,6 +118,11 @@ class AsyncGraft:
     def index(self) -> AsyncIndex:
         """Return the index: versions, compaction, snapshots, recall, progress, import and export."""
         return AsyncIndex(self._backend.index, self._backend.store, self._tenant)
+
+    @property
+    def graph(self) -> AsyncGraph:
+        """Return the graph of entities: by name, by connection, and as communities."""
+        return AsyncGraph(self._backend.graph, self._tenant)
 
     @property
     def max_document_bytes(self) -> int:

@@ -18,6 +18,7 @@ from agents.state import ChatTurn
 from graft.access import TOKEN_COOKIE, Access
 from graft.admission import Admission, Guard, event_stream, sse, while_connected
 from graft.config import ServerConfig
+from graft.graph_api import graph_router
 from graft.index_api import index_router
 from graft.sdk import AsyncGraft
 from graft.wire import (
@@ -224,6 +225,7 @@ def create_app(graft: AsyncGraft, access: Access, config: ServerConfig) -> FastA
     )
     app.include_router(api_router(graft, admission, config))
     app.include_router(index_router(graft))
+    app.include_router(graph_router(graft))
     app.include_router(openai_router(graft, admission))
 
     @app.api_route(

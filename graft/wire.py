@@ -16,6 +16,7 @@ from agents.events import EVENT_TYPES, RunEvent
 from agents.state import Citation, RunResult
 from graft.errors import AccessDenied, ConfigError, GraftError, RemoteError
 from retrieval.errors import (
+    GraphDisabled,
     IndexOverloaded,
     IndexUnavailable,
     IngestTimeout,
@@ -56,6 +57,7 @@ STATUS: dict[type[Exception], int] = {
     InvalidMetadata: 422,
     InvalidVector: 422,
     InvalidVersion: 409,
+    GraphDisabled: 409,
     UnknownDocument: 404,
     UnknownVersion: 404,
     UnknownGraph: 404,

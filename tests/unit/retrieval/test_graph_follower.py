@@ -1,4 +1,4 @@
-"""The graph follows ingest, update, delete and switches by itself, also after it was off or its process died."""
+"""The graph follows ingest, update, delete and switches by itself, also after it was off."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def opened(folder: Path, graph: str, model: Model | None = None) -> LocalR
 
 async def taken_up(retrieval: LocalRetrieval) -> None:
     async with asyncio.timeout(20):
-        while (await retrieval.graph.stats()).num_pending:
+        while (await retrieval.graph.stats()).num_pending:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.02)
 
 
@@ -126,7 +126,7 @@ async def test_chunks_wait_for_a_model_that_is_down_and_fail_where_it_refuses(
     async with await opened(tmp_path, "llm", model) as retrieval:
         await retrieval.upsert([Record("r", ADA)])
         async with asyncio.timeout(20):
-            while model.num_prompts < 2:
+            while model.num_prompts < 2:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.02)
         assert (await retrieval.graph.stats()).num_pending == 1
         model.down = False
