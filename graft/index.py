@@ -106,6 +106,14 @@ class AsyncIndex:
         """
         await self._admin.drop_version(version)
 
+    async def collect(self, keep: int | None = None) -> list[str]:
+        """Remove retired versions, with everything they stored, and return their ids.
+
+        Args:
+            keep: How many stay, those that rollbacks lead to first; None for `retrieval.keep_versions`.
+        """
+        return await self._admin.collect(keep)
+
     async def set_alias(self, alias: str, version: str | None) -> None:
         """Let a name point to a version; None removes the name."""
         await self._admin.set_alias(alias, version)
@@ -185,6 +193,8 @@ class Index:
     arollback = async_twin(AsyncIndex.rollback)
     drop_version = sync_twin(AsyncIndex.drop_version)
     adrop_version = async_twin(AsyncIndex.drop_version)
+    collect = sync_twin(AsyncIndex.collect)
+    acollect = async_twin(AsyncIndex.collect)
     set_alias = sync_twin(AsyncIndex.set_alias)
     aset_alias = async_twin(AsyncIndex.set_alias)
     segments = sync_twin(AsyncIndex.segments)

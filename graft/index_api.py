@@ -48,6 +48,12 @@ class VersionBody(_Body):
     version: str | None = None
 
 
+class CollectBody(_Body):
+    """How many retired versions stay; None for as many as are configured."""
+
+    keep: int | None = Field(default=None, ge=0)
+
+
 class RecallBody(_Body):
     """What a recall estimate rests on."""
 
@@ -95,6 +101,10 @@ def index_router(graft: AsyncGraft) -> APIRouter:
     @router.delete("/index/versions/{version}", status_code=204)
     async def drop_version(version: str) -> None:
         await graft.index.drop_version(version)
+
+    @router.post("/index/collect")
+    async def collect(body: CollectBody) -> Any:
+        return {"removed": await graft.index.collect(body.keep)}
 
     @router.put("/index/aliases/{alias}", status_code=204)
     async def set_alias(alias: str, body: VersionBody) -> None:

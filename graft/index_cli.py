@@ -98,6 +98,24 @@ def drop(version: str, config: ConfigFile = None, overrides: Overrides = None) -
 
 
 @index_app.command()
+def collect(
+    keep: Annotated[
+        int | None, typer.Option(min=0, help="Retired versions that stay; default is keep_versions.")
+    ] = None,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Remove retired versions, but for those kept for a rollback."""
+    with open_platform(load(config, overrides), parts=("retrieval",)) as platform:
+        removed = platform.index.collect(keep)
+    if as_json:
+        print_json(removed)
+    else:
+        typer.echo("\n".join(f"removed {version}" for version in removed) or "nothing to remove")
+
+
+@index_app.command()
 def alias(
     name: str,
     version: Annotated[str | None, typer.Argument(help="Leave out to remove the name.")] = None,

@@ -177,6 +177,11 @@ class RemoteIndex:
         """Remove a version that does not answer."""
         await self._http.call("DELETE", f"/v1/index/versions/{version}")
 
+    async def collect(self, keep: int | None = None) -> list[str]:
+        """Remove retired versions that are not kept for a rollback, and return their ids."""
+        response = await self._http.call("POST", "/v1/index/collect", json={"keep": keep})
+        return response.json()["removed"]
+
     async def set_alias(self, alias: str, version: str | None) -> None:
         """Let a name point to a version; None removes the name."""
         await self._http.call("PUT", f"/v1/index/aliases/{alias}", json={"version": version})

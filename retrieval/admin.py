@@ -161,6 +161,17 @@ class IndexAdmin(Protocol):
         """
         ...
 
+    async def collect(self, keep: int | None = None) -> list[str]:
+        """Remove retired versions, with everything they stored, and return their ids.
+
+        Those that rollbacks lead to are kept first. A version that answers, is built, is ready, is to be
+        switched to or has an alias is never removed. A switch does this too, in the background.
+
+        Args:
+            keep: How many retired versions stay; None for `RetrievalConfig.keep_versions`.
+        """
+        ...
+
     async def set_alias(self, alias: str, version: str | None) -> None:
         """Let a name point to a version; None removes the name.
 

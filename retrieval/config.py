@@ -58,6 +58,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "index_memory_limit_bytes": (0, 1 << 50),
     "gpu_memory_limit_bytes": (0, 1 << 50),
     "shadow_share": (0.0, 1.0),
+    "keep_versions": (0, 1024),
     "call_timeout_s": (0.1, 86_400),
     "num_shards": (1, 1024),
     "num_replicas": (0, 16),
@@ -180,6 +181,8 @@ class RetrievalConfig:
     """GPU memory a base segment may take beside a language model; 0 for what the device has free."""
     shadow_share: float = 0.01
     """Share of approximate searches repeated exactly to estimate the recall they are served with."""
+    keep_versions: int = 2
+    """Retired index versions kept for a rollback; older ones are removed after a switch."""
     call_timeout_s: float = 60.0
     """Longest wait for an actor to answer a call, its restart included; document waits have their own."""
     num_shards: int = 1

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from retrieval.admin import IngestProgress, RecallEstimate, SegmentReport, SnapshotInfo, VersionChange
-from retrieval.errors import IngestTimeout, InvalidDocument, InvalidVersion, UnknownVersion
+from retrieval.errors import (
+    IngestTimeout,
+    InvalidDocument,
+    InvalidVersion,
+    RetrievalError,
+    UnknownVersion,
+)
 from retrieval.export import export_page
 from retrieval.ingestion.embedders import Embedders
 from retrieval.ingestion.ingest import Ingestor
 from retrieval.ranking.view import IndexView
 from retrieval.shard.shard import Shard
-from retrieval.sharding.epochs import Epoch, EpochLedger, Reason, version_to_go_back_to
+from retrieval.sharding.epochs import (
+    Epoch,
+    EpochLedger,
+    Reason,
+    version_to_go_back_to,
+    versions_to_collect,
+)
 from retrieval.sharding.write_gate import WriteGate
 from retrieval.truth.oplog import seq_of
 from retrieval.truth.store import DATABASE_NAME, Store
 from retrieval.truth.version_tables import StoredVersion
 from retrieval.types import DEFAULT_TENANT, Record
 from retrieval.versions import VersionInfo, VersionState
+
+_log = logging.getLogger(__name__)
 
 _POLL_S = 0.02
 _SWITCH_TRIES = 20
@@ -40,6 +55,7 @@ class LocalAdmin:
     _active: IndexView | None
     _auto_switch: bool
     _switching: bool
+    _collecting: asyncio.Task[None] | None
 
     async def versions(self) -> list[VersionInfo]:
         """Return every version that is kept, the active one first."""
@@ -104,6 +120,15 @@ class LocalAdmin:
         """Remove a version that does not answer; see `IndexAdmin.drop_version`."""
         async with self._ingestor.caught_up():
             await asyncio.to_thread(self._shard.drop_version, version)
+
+    async def collect(self, keep: int | None = None) -> list[str]:
+        """Remove retired versions that are not kept for a rollback; see `IndexAdmin.collect`."""
+        kept = self._shard.config.keep_versions if keep is None else keep
+        return await self.drop_retired(versions_to_collect(self._ledger.history, await self.versions(), kept))
+
+    async def drop_retired(self, versions: Sequence[str]) -> list[str]:
+        """Remove those of the versions that are retired and that nothing names; return the ones removed."""
+        return await asyncio.to_thread(self._shard.drop_retired, versions) if versions else []
 
     async def set_alias(self, alias: str, version: str | None) -> None:
         """Let a name point to a version; None removes the name."""
@@ -208,10 +233,21 @@ class LocalAdmin:
                         raise
             self._active = None
             await self.record_active(reason)
+            if reason == "switch":
+                self._collecting = asyncio.create_task(self._collect_beside(self._collecting))
         finally:
             self._gate.open()
             self._switching = False
         self._ingestor.notify(versions=True)
+
+    async def _collect_beside(self, before: asyncio.Task[None] | None) -> None:
+        """Collect; what cannot be removed now is removed after the next switch."""
+        if before is not None:
+            await before
+        try:
+            await self.collect()
+        except RetrievalError as error:
+            _log.warning("retired index versions are not removed yet: %s", error)
 
     async def _info(self, version_id: str) -> VersionInfo:
         for info in await asyncio.to_thread(self._store.versions):

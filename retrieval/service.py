@@ -18,7 +18,7 @@ from types import TracebackType
 import numpy as np
 
 from retrieval.config import RetrievalConfig
-from retrieval.errors import IngestTimeout, InvalidDocument, InvalidVector
+from retrieval.errors import IngestTimeout, InvalidDocument, InvalidVector, UnknownVersion
 from retrieval.extraction.files import check_name
 from retrieval.extraction.reading import ReadingProcess
 from retrieval.graph.types import Extractor, TextModel
@@ -96,6 +96,7 @@ class LocalRetrieval(LocalAdmin):
         self._ledger = self.ledger = ledger
         """The record of switches."""
         self._switching = False
+        self._collecting: asyncio.Task[None] | None = None
         self._active: IndexView | None = None
         self._reader = self.reader = LocalShard(shard)
         """The shard as a search over several sees it."""
@@ -189,6 +190,8 @@ class LocalRetrieval(LocalAdmin):
         """Stop ingesting and close the shard; the embedders are their makers' to close."""
         await self._graph_follower.aclose()
         await self._ingestor.aclose()
+        if self._collecting is not None:
+            await self._collecting
         await asyncio.to_thread(self._shard.close)
 
     async def ready(self) -> dict[str, float]:
@@ -197,6 +200,15 @@ class LocalRetrieval(LocalAdmin):
 
     async def search(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
         """Return one result per request, in order; see `Retriever.search`."""
+        try:
+            return await self._search(requests)
+        except UnknownVersion:
+            # The version that answered may have been switched away from, and removed, meanwhile.
+            if all(request.version is not None for request in requests):
+                raise
+            return await self._search(requests)
+
+    async def _search(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
         asked, by_words = list(requests), set()
         for position, request in enumerate(asked):
             if request.mode == "hybrid" and isinstance(

@@ -76,6 +76,13 @@ class Shard:
         self.store.drop_version(version)
         self._residents.forget(number)
 
+    def drop_retired(self, versions: Sequence[str]) -> list[str]:
+        """Remove those of the versions that are retired and that nothing names; return the ones removed."""
+        removed = self.store.drop_retired(versions)
+        for version in removed:
+            self._residents.forget(version.number)
+        return [version.version_id for version in removed]
+
     def candidates(
         self,
         version: str | None,

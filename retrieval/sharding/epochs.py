@@ -14,7 +14,7 @@ from typing import Literal
 
 from retrieval.errors import IndexUnavailable, InvalidVersion
 from retrieval.sharding.durable_json import read_json, write_json
-from retrieval.versions import VersionInfo
+from retrieval.versions import VersionInfo, VersionState
 
 FILE_NAME = "epochs.json"
 _FORMAT = 1
@@ -76,6 +76,24 @@ def version_to_go_back_to(history: Sequence[Epoch], versions: Sequence[VersionIn
         f"no version answered before '{versions[0].version_id}' and is still kept (retrieval.keep_versions); "
         f"`switch` to one of those there are: {', '.join(sorted(kept)) or 'none, make one with reindex'}"
     )
+
+
+def versions_to_collect(history: Sequence[Epoch], versions: Sequence[VersionInfo], keep: int) -> list[str]:
+    """Return the retired versions that are not worth keeping for a rollback.
+
+    Those that a rollback leads to are kept first, the nearest first; then those made last. One that an alias
+    names stays and does not count.
+
+    Args:
+        history: Every switch, oldest first.
+        versions: Those that are kept.
+        keep: How many retired ones stay.
+    """
+    line = versions_before(history)
+    retired = [info for info in versions if info.state is VersionState.RETIRED and not info.aliases]
+    retired.sort(key=lambda info: info.made_s, reverse=True)
+    retired.sort(key=lambda info: line.index(info.version_id) if info.version_id in line else len(line))
+    return [info.version_id for info in retired[keep:]]
 
 
 class EpochLedger:

@@ -32,14 +32,14 @@ _READS = ("candidates", "term_stats", "vectors", "token_codes", "passages", "nei
 _LOCAL = (
     "ready", "search", "upsert", "documents", "document", "text", "content", "libraries", "wait_ready",
     "versions", "wait_version", "drop_version", "set_alias", "switch", "rollback", "segments", "compact",
-    "estimate_recall", "snapshot", "progress",
+    "estimate_recall", "snapshot", "progress", "collect", "drop_retired",
 )  # fmt: skip
 _GRAPH = (
     "entities", "neighbourhood", "communities", "stats", "retry_failed", "drop", "libraries", "answer",
 )  # fmt: skip
 _WRITES = (
     "add", "take_in", "delete", "upsert", "make_version", "switch", "rollback", "drop_version", "set_alias",
-    "prepare_switch", *(f"graph_{name}" for name in _GRAPH),
+    "collect", "drop_retired", "prepare_switch", *(f"graph_{name}" for name in _GRAPH),
 )  # fmt: skip
 """Methods that the primary alone answers; it alone keeps a graph."""
 _NOBODY = -1

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from retrieval.admin import IngestProgress, RecallEstimate, SegmentReport, SnapshotInfo, VersionChange
-from retrieval.errors import IngestTimeout, InvalidDocument, InvalidVersion, UnknownVersion
+from retrieval.config import RetrievalConfig
+from retrieval.errors import (
+    IngestTimeout,
+    InvalidDocument,
+    InvalidVersion,
+    RetrievalError,
+    UnknownVersion,
+)
 from retrieval.restore import FORMAT, INDEX_FILE, shard_folder
 from retrieval.sharding.durable_json import write_json
-from retrieval.sharding.epochs import Epoch, Reason, version_to_go_back_to
+from retrieval.sharding.epochs import Epoch, Reason, version_to_go_back_to, versions_to_collect
 from retrieval.sharding.index_views import IndexViews
 from retrieval.sharding.replica_set import ReplicaSet
 from retrieval.sharding.topology import CurrentTopology, all_of, gathered
 from retrieval.sharding.version_switch import newest_epoch, switch, tell
 from retrieval.types import DEFAULT_TENANT, Record
 from retrieval.versions import VersionInfo, VersionState
+
+_log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 _LONG_S = 24 * 3600.0
@@ -33,6 +43,8 @@ class RoutedAdmin:
     _topology: CurrentTopology
     _views: IndexViews
     _changing: asyncio.Lock
+    _config: RetrievalConfig
+    _collecting: set[asyncio.Task[None]]
     on_switch: Callable[[], Awaitable[None]] | None = None
     """Called after every switch through this router, before the caller is told."""
 
@@ -112,6 +124,9 @@ class RoutedAdmin:
         self._views.entered(await switch(shards, info.version_id, reason))
         await self._look_again()
         await self._switched()
+        if reason == "switch":
+            self._collecting.add(task := asyncio.create_task(self._collect_beside()))
+            task.add_done_callback(self._collecting.discard)
         return await self._version(info.version_id)
 
     async def _switched(self) -> None:
@@ -136,6 +151,29 @@ class RoutedAdmin:
                 )
             await all_of(self._topology.now.shards, "drop_version", info.version_id)
         await self._look_again()
+
+    async def collect(self, keep: int | None = None) -> list[str]:
+        """Remove retired versions that are not kept for a rollback; see `IndexAdmin.collect`."""
+        async with self._changing:
+            shards = self._topology.now.shards
+            if len(shards) == 1:
+                return await shards[0].write("collect", keep, patience_s=_LONG_S)
+            kept = self._config.keep_versions if keep is None else keep
+            chosen = versions_to_collect(await self.epochs(), await self.versions(), kept)
+            if not chosen:
+                return []
+            removed = await gathered(
+                shard.write("drop_retired", chosen, patience_s=_LONG_S) for shard in shards
+            )
+        await self._look_again()
+        return [version for version in chosen if any(version in names for names in removed)]
+
+    async def _collect_beside(self) -> None:
+        """Collect; what cannot be removed now is removed after the next switch."""
+        try:
+            await self.collect()
+        except RetrievalError as error:
+            _log.warning("retired index versions are not removed yet: %s", error)
 
     async def set_alias(self, alias: str, version: str | None) -> None:
         """Let a name point to a version; None removes the name."""

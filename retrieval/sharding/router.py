@@ -83,6 +83,7 @@ class Router(RoutedDocuments, RoutedTakingIn, RoutedSearch, RoutedAdmin):
         self._hosts = hosts
         self._changing = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
+        self._collecting: set[asyncio.Task[None]] = set()
         current = CurrentTopology(topology)
         self.graph = RoutedGraph(current, config)
         """The entities that chunks name, and how they are connected."""
@@ -221,6 +222,7 @@ class Router(RoutedDocuments, RoutedTakingIn, RoutedSearch, RoutedAdmin):
         if self._following is not None:
             self._following.cancel()
             await asyncio.wait({self._following})
+        await asyncio.gather(*self._collecting)
         await self._stop_searching()
         await self._hosts.close(self._topology.now.placement, remove=False)
 

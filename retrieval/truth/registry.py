@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Sequence
 
 from retrieval.errors import InvalidVersion, UnknownVersion
 from retrieval.extraction.files import check_name
@@ -196,6 +197,21 @@ def drop(db: sqlite3.Connection, name: str) -> None:
     db.execute("DELETE FROM versions WHERE number=?", (version.number,))
     if target_of(db) == version.version_id:
         _set_meta(db, _TARGET, None)
+
+
+def drop_retired(db: sqlite3.Connection, names: Sequence[str]) -> list[StoredVersion]:
+    """Remove those of the versions that are retired and that nothing names; return the ones removed."""
+    removed = []
+    for version in all_versions(db):
+        if (
+            version.version_id in names
+            and version.state is VersionState.RETIRED
+            and version.version_id != target_of(db)
+            and not aliases_of(db, version.version_id)
+        ):
+            drop(db, version.version_id)
+            removed.append(version)
+    return removed
 
 
 def set_alias(db: sqlite3.Connection, alias: str, name: str | None) -> None:

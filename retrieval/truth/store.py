@@ -151,6 +151,11 @@ class Store:
         with self._database.write() as db:
             registry.drop(db, name)
 
+    def drop_retired(self, names: Sequence[str]) -> list[StoredVersion]:
+        """Remove those of the versions that are retired and that nothing names; return the ones removed."""
+        with self._database.write() as db:
+            return registry.drop_retired(db, names)
+
     def set_alias(self, alias: str, name: str | None) -> None:
         """Point an alias to a version; None removes it."""
         with self._database.write() as db:
