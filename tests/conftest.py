@@ -56,10 +56,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def platform(ray_session: None, home: Path) -> Iterator[object]:
-    """A whole platform with the sample library, started through the SDK."""
+    """A whole platform with the sample library and a graph of its entities, started through the SDK."""
     from graft import Graft, GraftConfig
+    from retrieval.config import RetrievalConfig
 
-    with Graft.up(GraftConfig(home=home)) as graft:
+    with Graft.up(GraftConfig(home=home, retrieval=RetrievalConfig(graph="rules"))) as graft:
         yield graft
 
 
