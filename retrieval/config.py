@@ -174,7 +174,7 @@ class RetrievalConfig:
     max_dead_share: float = 0.2
     """Share of deleted or replaced rows from which compaction is due."""
     lexical_delta_max_rows: int = 10_000
-    """Rows whose terms only SQLite holds from which compaction is due: its full-text index is slower."""
+    """Rows whose terms no base segment holds from which compaction is due: their postings take memory."""
     index_memory_limit_bytes: int = 0
     """Memory the build of a base segment may take; 0 for what the machine has free."""
     gpu_memory_limit_bytes: int = 0

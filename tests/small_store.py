@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from retrieval.truth.records import Vectors
+from retrieval.truth.snapshot import Snapshot
 from retrieval.truth.store import Embedded, Store, Work
 from retrieval.types import Chunk, Document, DocumentText, Metadata, Record
 from retrieval.versions import VersionSpec
@@ -82,7 +83,6 @@ def broken_rules(folder: Path) -> list[str]:
             " + (SELECT count(*) FROM contents WHERE document_id NOT IN (SELECT document_id FROM documents))"
         )}  # fmt: skip
         for n in versions:
-            db.execute(f"INSERT INTO fts_{n}(fts_{n}, rank) VALUES ('integrity-check', 1)")
             rules |= {
                 f"chunks_{n} without their document held": f"SELECT count(*) FROM chunks_{n} AS c"
                 f" LEFT JOIN held_{n} AS h USING (document_id) WHERE h.content_hash IS NOT c.content_hash",
@@ -90,7 +90,7 @@ def broken_rules(folder: Path) -> list[str]:
                 f" num_chunks<>(SELECT count(*) FROM chunks_{n} AS c WHERE c.document_id=h.document_id)",
                 f"held_{n} of no document": f"SELECT count(*) FROM held_{n} WHERE document_id NOT IN"
                 " (SELECT document_id FROM documents)",
-                f"fts_{n} of no chunk": f"SELECT count(*) FROM fts_{n} WHERE rowid NOT IN"
+                f"terms_{n} of no chunk": f"SELECT count(*) FROM terms_{n} WHERE row_id NOT IN"
                 f" (SELECT row_id FROM chunks_{n})",
                 f"tokens_{n} of no chunk": f"SELECT count(*) FROM tokens_{n} WHERE row_id NOT IN"
                 f" (SELECT row_id FROM chunks_{n})",
@@ -99,6 +99,13 @@ def broken_rules(folder: Path) -> list[str]:
         stray = [name for name in tables if name.startswith("chunks_") and int(name[7:]) not in versions]
         found += [f"table {name} of no version" for name in stray]
         return found + [rule for rule, sql in rules.items() if db.execute(sql).fetchone()[0]]
+
+
+def postings(snapshot: Snapshot, number: int, terms: Iterable[str]) -> dict[str, list[tuple[int, int]]]:
+    """Return (row id, occurrences) by term, of rows whose terms the store still keeps."""
+    rows = [(row_id, words.split()) for row_id, words in snapshot.delta_terms(number, 0)]
+    found = {term: [(row_id, words.count(term)) for row_id, words in rows if term in words] for term in terms}
+    return {term: rows for term, rows in found.items() if rows}
 
 
 def seen(store: Store, version: str | None = None) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.lexical.bm25 import Bm25, QueryWeights, query_weights
-from retrieval.lexical.delta_cache import NO_POSTINGS, DeltaCache, DeltaPostings
+from retrieval.lexical.delta_postings import NO_POSTINGS, DeltaPostings, ReadTerms
 from retrieval.lexical.lexical_base import LexicalBase
 from retrieval.reader import TermStats
 
@@ -22,6 +22,8 @@ TieKey = Callable[[np.ndarray], Sequence[Any]]
 _Postings = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 # (positions, frequencies) in the base and (offsets, frequencies) in the delta.
 _NO_LENGTHS = np.zeros(0, dtype=np.int32)
+_LOOKUP_COST = 16
+"""Times as long a bisection for one dead row takes as looking at the life of one row."""
 
 
 class LexicalSegments:
@@ -33,16 +35,16 @@ class LexicalSegments:
         Args:
             parameters: k1 and b.
             base: The base segment; None while there is none.
-            base_row_id: The last row id the base covers; later rows are looked up through `DeltaPostings`.
+            base_row_id: The last row id the base covers; the terms of later rows come through `ReadTerms`.
         """
         self._parameters = parameters
         self._base = base
         self._base_lengths = base.lengths if base is not None else _NO_LENGTHS
-        self._delta = DeltaCache(base_row_id)
+        self._delta = DeltaPostings(base_row_id)
         self._delta_lengths = _NO_LENGTHS
         self._base_alive = np.ones(self._base_lengths.size, dtype=bool)
         self._delta_alive = np.zeros(0, dtype=bool)
-        self._num_dead_base = 0
+        self._dead_base = np.zeros(0, dtype=np.int32)
         self._num_live = self._base_lengths.size
         self._num_terms = int(self._base_lengths.sum(dtype=np.int64))
         self._accumulators: list[np.ndarray] = []
@@ -79,14 +81,15 @@ class LexicalSegments:
         in_delta = in_delta[self._delta_alive[in_delta]]
         self._base_alive[in_base] = False
         self._delta_alive[in_delta] = False
-        self._num_dead_base += in_base.size
+        if in_base.size:
+            self._dead_base = np.sort(np.concatenate((self._dead_base, in_base.astype(np.int32))))
         self._num_live -= in_base.size + in_delta.size
         self._num_terms -= int(
             self._base_lengths[in_base].sum(dtype=np.int64)
             + self._delta_lengths[in_delta].sum(dtype=np.int64)
         )
 
-    def stats(self, terms: Sequence[str], delta: DeltaPostings) -> TermStats:
+    def stats(self, terms: Sequence[str], delta: ReadTerms) -> TermStats:
         """Return the statistics of the live rows, for `search` here or to be added to other shards'."""
         return self._stats(self._postings(terms, delta))
 
@@ -94,7 +97,7 @@ class LexicalSegments:
         self,
         terms: Sequence[str],
         k: int,
-        delta: DeltaPostings,
+        delta: ReadTerms,
         *,
         keep: np.ndarray | None = None,
         stats: TermStats | None = None,
@@ -105,7 +108,7 @@ class LexicalSegments:
         Args:
             terms: From `query_terms`.
             k: Most rows returned, at least 1.
-            delta: Reads postings after the base, at the moment these segments have followed to.
+            delta: Reads terms of rows after the base, at the moment these segments have followed to.
             keep: bool[num_rows], the rows that may be returned; None for all live ones. Dead rows are
                 never returned, whatever it says.
             stats: The whole collection's; None when these rows are the collection.
@@ -126,7 +129,7 @@ class LexicalSegments:
         chosen = np.asarray(order[:k], dtype=np.int64)
         return scores[chosen], positions[chosen]
 
-    def _postings(self, terms: Sequence[str], delta: DeltaPostings) -> Mapping[str, _Postings]:
+    def _postings(self, terms: Sequence[str], delta: ReadTerms) -> Mapping[str, _Postings]:
         """Return each term's postings, dead rows included."""
         fresh = self._delta.postings(terms, delta)
         if self._base is None:
@@ -136,9 +139,19 @@ class LexicalSegments:
     def _stats(self, postings: Mapping[str, _Postings]) -> TermStats:
         chunks_with = {}
         for term, ((base, _), (delta, _)) in postings.items():
-            in_base = np.count_nonzero(self._base_alive[base]) if self._num_dead_base else base.size
+            in_base = base.size - self._num_dead_among(base)
             chunks_with[term] = int(in_base + np.count_nonzero(self._delta_alive[delta]))
         return TermStats(self._num_live, self._num_terms, chunks_with)
+
+    def _num_dead_among(self, positions: np.ndarray) -> int:
+        """Return how many of a base term's rows, which ascend, are dead."""
+        dead = self._dead_base
+        if not dead.size or not positions.size:
+            return 0
+        if dead.size * _LOOKUP_COST > positions.size:
+            return positions.size - int(np.count_nonzero(self._base_alive[positions]))
+        places = np.minimum(np.searchsorted(positions, dead), positions.size - 1)
+        return int(np.count_nonzero(positions[places] == dead))
 
     def _scored(
         self, weights: QueryWeights, postings: Mapping[str, _Postings], keep: np.ndarray | None, k: int
@@ -180,11 +193,12 @@ class LexicalSegments:
     def _masks(self, keep: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray]:
         num_base = self._base_lengths.size
         if keep is None:
-            return self._base_alive if self._num_dead_base else None, self._delta_alive
+            return self._base_alive if self._dead_base.size else None, self._delta_alive
         if keep.shape != (self.num_rows,):
             raise ValueError(f"keep must have {self.num_rows} entries, one a position; got {keep.shape}")
-        kept = keep[:num_base]
-        return (kept & self._base_alive if self._num_dead_base else kept), keep[num_base:] & self._delta_alive
+        in_base, in_delta = keep[:num_base], keep[num_base:]
+        kept = in_base & self._base_alive if self._dead_base.size else in_base
+        return kept, in_delta & self._delta_alive
 
     def _accumulator(self) -> np.ndarray:
         """Return a float32[>= num_rows] of zeros; the caller clears what it touched and gives it back."""

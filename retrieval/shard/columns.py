@@ -108,7 +108,8 @@ class Column:
 
     def keeps(self, leaf: Compare | In | Exists, start: int, count: int) -> np.ndarray:
         """Return whether each document from code `start` satisfies a comparison, bool[count]."""
-        first, end = np.searchsorted(self.codes_E, (start, start + count))
+        # In the dtype of the codes: bounds of another would have all of them converted.
+        first, end = np.searchsorted(self.codes_E, np.array((start, start + count), dtype=np.int32))
         codes_E = self.codes_E[first:end]
         held_E = self._holds(leaf, self.values_E[first:end])
         if self.field_type != "texts" and len(codes_E) == count:

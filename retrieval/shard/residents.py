@@ -127,7 +127,7 @@ class Residents:
             with self.lock, self._store.snapshot() as snapshot:
                 fresh.follow(snapshot)
                 self._indexes[version.number] = fresh
-            self._store.prune_fts(version.number, base_row_id)
+            self._store.prune_terms(version.number, base_row_id)
             self._folders(version.number).collect(built[0])
             return built[1]
 

@@ -21,7 +21,7 @@ from retrieval.admin import SegmentReport
 from retrieval.config import RetrievalConfig
 from retrieval.lexical import query_terms
 from retrieval.lexical.bm25 import Bm25
-from retrieval.lexical.delta_cache import DeltaPostings
+from retrieval.lexical.delta_postings import ReadTerms
 from retrieval.lexical.lexical_base import LexicalBase
 from retrieval.lexical.segments import LexicalSegments
 from retrieval.reader import Candidates, TermStats
@@ -154,12 +154,12 @@ class VersionIndex:
             )
         limit = self._config.lexical_delta_max_rows
         if reason is None and self._lexical.num_delta_rows > limit:
-            return f"{self._lexical.num_delta_rows:,} rows whose terms only SQLite holds, more than {limit:,}"
+            return f"{self._lexical.num_delta_rows:,} rows whose terms no segment holds, more than {limit:,}"
         return reason
 
     def term_stats(self, snapshot: Snapshot, terms: Sequence[str]) -> TermStats:
         """Return the statistics of all live chunks, whatever a filter keeps."""
-        return self._lexical.stats(terms, self._delta_postings(snapshot))
+        return self._lexical.stats(terms, self._delta_terms(snapshot))
 
     def candidates(
         self,
@@ -303,16 +303,15 @@ class VersionIndex:
         scores_K, positions_K = self._lexical.search(
             terms,
             self._num_candidates(request),
-            self._delta_postings(snapshot),
+            self._delta_terms(snapshot),
             keep=selection.keep,
             stats=stats,
             tie_key=self.contents.chunk_ids,
         )
         return self._ranked(scores_K, positions_K, len(scores_K))
 
-    def _delta_postings(self, snapshot: Snapshot) -> DeltaPostings:
-        number = self.version.number
-        return lambda terms, after_row_id: snapshot.delta_postings(number, terms, after_row_id)
+    def _delta_terms(self, snapshot: Snapshot) -> ReadTerms:
+        return lambda after_row_id: snapshot.delta_terms(self.version.number, after_row_id)
 
     def _num_candidates(self, request: SearchRequest) -> int:
         """Return the candidates of a leg; few where no later stage could change their order."""

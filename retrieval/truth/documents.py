@@ -162,6 +162,11 @@ def add(
     return read(db, document_id, tenant)
 
 
+def is_any_queued(db: sqlite3.Connection) -> bool:
+    """Return whether a document waits for its turn."""
+    return db.execute("SELECT 1 FROM documents WHERE state='queued' LIMIT 1").fetchone() is not None
+
+
 def claim(db: sqlite3.Connection) -> Work | None:
     """Return the document queued longest, now in state `reading`."""
     row = db.execute(

@@ -259,7 +259,7 @@ def _write_held(db: sqlite3.Connection, number: int, document_id: str, held: Hel
             " text, vector) VALUES (?,?,?,?,?,?,?,?,?)",
             (document_id, held.content_hash, ordinal, start, stop, page, len(terms), text, vector),
         ).lastrowid
-        db.execute(f"INSERT INTO fts_{number}(rowid, terms) VALUES (?,?)", (row_id, " ".join(terms)))
+        db.execute(f"INSERT INTO terms_{number} VALUES (?,?)", (row_id, " ".join(terms)))
         if held.token_codes:
             db.execute(f"INSERT INTO tokens_{number} VALUES (?,?)", (row_id, held.token_codes[position]))
     db.execute(

@@ -17,7 +17,7 @@ from retrieval.lexical import terms_of
 from retrieval.truth import oplog
 from retrieval.truth.documents import document_id_of, learn_fields
 from retrieval.truth.metadata import canonical
-from retrieval.truth.version_tables import Rows, StoredVersion, insert_rows, remove_documents
+from retrieval.truth.version_tables import Rows, StoredVersion, insert_rows, remove_chunks
 from retrieval.types import Chunk, DocumentState, Metadata, Record
 from retrieval.vectors import codecs
 from retrieval.versions import VersionState
@@ -139,21 +139,19 @@ def upsert(db: sqlite3.Connection, prepared: Prepared) -> int:
     if active is None or active[0] not in prepared.rows:
         raise InvalidVersion("another index version answers than the records were embedded for; try again")
     learn_fields(db, prepared.metadatas)
-    document_ids = [row[0] for row in prepared.documents]
-    wanted = (json.dumps(document_ids),)
-    known = [
-        row[0]
-        for row in db.execute(
-            "SELECT document_id FROM json_each(?) JOIN documents ON document_id=value", wanted
-        )
-    ]
-    for number in prepared.rows if known else ():
-        remove_documents(db, number, known)
+    wanted = json.dumps([row[0] for row in prepared.documents])
+    known = db.execute(
+        "SELECT document_id, kind FROM json_each(?) JOIN documents ON document_id=value", (wanted,)
+    ).fetchall()
     if known:
+        document_ids = [row[0] for row in known]
+        for number in prepared.rows:
+            remove_chunks(db, number, document_ids)
+    if files := [row[0] for row in known if row[1] == "file"]:
         for table in ("texts", "contents"):
             db.execute(
                 f"DELETE FROM {table} WHERE document_id IN (SELECT value FROM json_each(?))",
-                (json.dumps(known),),
+                (json.dumps(files),),
             )
     db.executemany(
         "INSERT INTO documents(document_id, tenant, library, name, kind, media_type, metadata, content_hash,"
@@ -166,7 +164,8 @@ def upsert(db: sqlite3.Connection, prepared: Prepared) -> int:
         prepared.documents,
     )
     owners = [(row[0], row[5]) for row in prepared.documents]
+    seq = 0
     for number, rows in prepared.rows.items():
         insert_rows(db, number, owners, rows)
-        oplog.log(db, "put", owners, number)
-    return oplog.last_seq(db)
+        seq = oplog.log(db, "put", owners, number)
+    return seq

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from retrieval.errors import InvalidVersion, UnknownVersion
 from retrieval.extraction.files import check_name
@@ -29,6 +30,16 @@ _LACKS = (
     "FROM documents AS d LEFT JOIN held_{number} AS h USING (document_id)"
     " WHERE d.active_hash IS NOT NULL AND h.content_hash IS NOT d.active_hash"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class NamedVersion:
+    """An index version and what it is called."""
+
+    version: StoredVersion
+    """The version."""
+    aliases: tuple[str, ...]
+    """Names that point to it."""
 
 
 def all_versions(db: sqlite3.Connection) -> list[StoredVersion]:
@@ -252,6 +263,11 @@ def lacking(
         {"since": since_seq, "after": after_document_id, "limit": limit},
     )
     return [row[0] for row in rows]
+
+
+def named(db: sqlite3.Connection) -> list[NamedVersion]:
+    """Return the versions and their aliases, oldest first; unlike `infos`, no table is counted."""
+    return [NamedVersion(version, aliases_of(db, version.version_id)) for version in all_versions(db)]
 
 
 def infos(db: sqlite3.Connection) -> list[VersionInfo]:

@@ -11,9 +11,9 @@ import sqlite3
 from pathlib import Path
 
 from retrieval.errors import IndexUnavailable
-from retrieval.truth.upgrade import from_version_1
+from retrieval.truth.upgrade import from_version_1, from_version_2
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _APPLICATION_ID = 0x67726674  # "grft"
 
 TABLES = """
@@ -108,6 +108,8 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
             connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
         elif version == 1:
             from_version_1(connection, create)
+        elif version == 2:
+            from_version_2(connection)
         elif version != SCHEMA_VERSION:
             raise IndexUnavailable(
                 f"'{path}' has schema version {version}, this release reads {SCHEMA_VERSION}; "

@@ -76,10 +76,10 @@ class Snapshot:
         Of each changed document only the latest state comes. Its rows replace all it had, which may be the
         very same `row_ids`: then only its metadata changed. New rows have higher ids than any before.
         """
-        version = self._version(version_number)
         seq = self.seq()
         if seq == after_seq:
             return Changes(seq, [], [])
+        version = self._version(version_number)
         columns = f"SELECT {_ROW_COLUMNS}, {_INFO_COLUMNS}"
         joined = "JOIN documents AS d ON d.document_id=c.document_id ORDER BY c.row_id"
         if not after_seq:
@@ -144,8 +144,8 @@ class Snapshot:
         """Yield row id and stemmed terms of rows after a row id, ascending; made anew where pruned."""
         self._version(version_number)
         cursor = self._db.execute(
-            "SELECT c.row_id, f.terms, CASE WHEN f.terms IS NULL THEN c.text END AS text"
-            f" FROM chunks_{version_number} AS c LEFT JOIN fts_{version_number} AS f ON f.rowid=c.row_id"
+            "SELECT c.row_id, t.terms, CASE WHEN t.terms IS NULL THEN c.text END AS text"
+            f" FROM chunks_{version_number} AS c LEFT JOIN terms_{version_number} AS t USING (row_id)"
             " WHERE c.row_id>? ORDER BY c.row_id",
             (after_row_id,),
         )
@@ -153,26 +153,23 @@ class Snapshot:
             yield row["row_id"], terms_of(row["text"]) if row["terms"] is None else row["terms"].split()
 
     def has_terms(self, version_number: int, row_id: int) -> bool:
-        """Return whether the terms of a row can be looked up here; pruning takes the lowest rows first."""
+        """Return whether the terms of a row are here; pruning takes the lowest rows first."""
         self._version(version_number)
-        found = self._db.execute(f"SELECT 1 FROM fts_{version_number} WHERE rowid=?", (row_id,)).fetchone()
+        found = self._db.execute(f"SELECT 1 FROM terms_{version_number} WHERE row_id=?", (row_id,)).fetchone()
         return found is not None
 
-    def delta_postings(
-        self, version_number: int, terms: Sequence[str], after_row_id: int
-    ) -> dict[str, list[tuple[int, int]]]:
-        """Return (row id, occurrences) by term of live rows after a row id, ascending in row id."""
+    def delta_terms(self, version_number: int, after_row_id: int) -> list[tuple[int, str]]:
+        """Return row id and stemmed terms, parted by spaces, of live rows after a row id, ascending.
+
+        Rows whose terms were pruned are left out.
+        """
         self._version(version_number)
-        found: dict[str, list[tuple[int, int]]] = {}
-        for term in dict.fromkeys(terms):
-            rows = self._db.execute(
-                f"SELECT doc, count(*) FROM fts_terms_{version_number} WHERE term=? AND doc>?"
-                " GROUP BY doc ORDER BY doc",
-                (term, after_row_id),
-            ).fetchall()
-            if rows:
-                found[term] = list(map(tuple, rows))
-        return found
+        cursor = self._db.cursor()
+        cursor.row_factory = None  # Plain tuples: there may be many.
+        return cursor.execute(
+            f"SELECT row_id, terms FROM terms_{version_number} WHERE row_id>? ORDER BY row_id",
+            (after_row_id,),
+        ).fetchall()
 
     def delta_stats(self, version_number: int, after_row_id: int) -> DeltaStats:
         """Return the number and the length of live rows after a row id."""

@@ -121,6 +121,11 @@ class Store:
         with self._database.read() as db:
             return registry.all_versions(db)
 
+    def named_versions(self) -> list[registry.NamedVersion]:
+        """Return the versions and their aliases, oldest first, at no more cost than there are versions."""
+        with self._database.read() as db:
+            return registry.named(db)
+
     def versions(self) -> list[VersionInfo]:
         """Return the versions and how far each is, oldest first."""
         with self._database.read() as db:
@@ -180,11 +185,11 @@ class Store:
         with self._database.read() as db:
             return registry.lacking(db, number, after_document_id, limit, since_seq)
 
-    def prune_fts(self, number: int, up_to_row_id: int) -> None:
+    def prune_terms(self, number: int, up_to_row_id: int) -> None:
         """Forget the terms of rows that a lexical base segment holds, in small transactions."""
         done = False
         while not done:
-            with self._database.write() as db:
+            with self._database.write(durable=False) as db:  # Terms that came back would do no harm.
                 done = prune_terms(db, number, up_to_row_id, _PRUNE_ROWS)
 
     # Documents.
@@ -268,6 +273,9 @@ class Store:
 
     def claim(self) -> Work | None:
         """Return the document queued longest, now in state `reading`; None when none is queued."""
+        with self._database.read() as db:
+            if not documents.is_any_queued(db):
+                return None  # Every write asks; it should not make the next one wait.
         with self._database.write(durable=False) as db:
             return documents.claim(db)
 

@@ -41,3 +41,16 @@ def from_version_1(db: sqlite3.Connection, create: Callable[[sqlite3.Connection]
     )
     for name in ("documents", "contents", "ops", "meta"):
         db.execute(f"DROP TABLE old_{name}")
+
+
+def from_version_2(db: sqlite3.Connection) -> None:
+    """Take the terms that no base segment holds yet out of their full-text index into a plain table.
+
+    Args:
+        db: A connection inside a transaction.
+    """
+    for (number,) in db.execute("SELECT number FROM versions").fetchall():
+        db.execute(f"CREATE TABLE terms_{number}(row_id INTEGER PRIMARY KEY, terms TEXT NOT NULL) STRICT")
+        db.execute(f"INSERT INTO terms_{number} SELECT rowid, terms FROM fts_{number}")
+        db.execute(f"DROP TABLE fts_terms_{number}")
+        db.execute(f"DROP TABLE fts_{number}")

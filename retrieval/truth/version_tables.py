@@ -1,7 +1,9 @@
 """The tables of one index version: its chunks, token codes and terms, and which documents it holds.
 
 Every version has tables of its own, so that dropping one drops tables, and no query can mix two. Terms are
-kept, as one string of stemmed terms a row, only until a lexical base segment holds the row.
+kept, as one string of stemmed terms a row, only until a lexical base segment holds the row. They are a plain
+table: as an FTS5 index they were 8 of the 20 pages that replacing a record wrote, and slower to look up than
+what an index makes of them in memory.
 """
 
 from __future__ import annotations
@@ -19,9 +21,6 @@ from retrieval.lexical import terms_of
 from retrieval.types import Chunk
 from retrieval.vectors import codecs
 from retrieval.versions import VersionSpec, VersionState
-
-_REBUILD_ROWS = 2000
-"""Most rows worth copying to a fresh FTS table instead of deleting the others one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +126,13 @@ def create_tables(db: sqlite3.Connection, number: int) -> None:
         f"CREATE TABLE held_{number}(document_id TEXT PRIMARY KEY, content_hash TEXT NOT NULL,"
         " num_chunks INTEGER NOT NULL, error TEXT) STRICT, WITHOUT ROWID"
     )
-    _create_fts(db, number)
+    db.execute(f"CREATE TABLE terms_{number}(row_id INTEGER PRIMARY KEY, terms TEXT NOT NULL) STRICT")
 
 
 def drop_tables(db: sqlite3.Connection, number: int) -> None:
     """Drop the tables of a version, its graph's too."""
     drop_graph(db, number)
-    for name in ("fts_terms", "fts", "tokens", "held", "chunks"):
+    for name in ("terms", "tokens", "held", "chunks"):
         db.execute(f"DROP TABLE IF EXISTS {name}_{number}")
 
 
@@ -167,48 +166,36 @@ def insert_rows(
             if document.token_codes:
                 tokens.append((row_id, document.token_codes[position]))
     db.executemany(f"INSERT INTO chunks_{number} VALUES (?,?,?,?,?,?,?,?,?,?)", chunks)
-    db.executemany(f"INSERT INTO fts_{number}(rowid, terms) VALUES (?,?)", terms)
+    db.executemany(f"INSERT INTO terms_{number} VALUES (?,?)", terms)
     db.executemany(f"INSERT INTO tokens_{number} VALUES (?,?)", tokens)
     db.executemany(f"INSERT OR REPLACE INTO held_{number} VALUES (?,?,?,NULL)", held)
 
 
 def remove_documents(db: sqlite3.Connection, number: int, document_ids: Sequence[str]) -> None:
     """Remove everything a version holds of documents."""
-    wanted = (json.dumps(document_ids),)
+    remove_chunks(db, number, document_ids)
+    db.execute(
+        f"DELETE FROM held_{number} WHERE document_id IN (SELECT value FROM json_each(?))",
+        (json.dumps(document_ids),),
+    )
+
+
+def remove_chunks(db: sqlite3.Connection, number: int, document_ids: Sequence[str]) -> None:
+    """Remove the chunks of documents, whose row in `held` the caller replaces."""
     found = db.execute(
-        f"SELECT row_id FROM json_each(?) JOIN chunks_{number} ON document_id=value", wanted
+        f"SELECT row_id FROM json_each(?) JOIN chunks_{number} ON document_id=value",
+        (json.dumps(document_ids),),
     ).fetchall()
     row_ids = [(row[0],) for row in found]
-    for name, key in (("fts", "rowid"), ("tokens", "row_id"), ("chunks", "row_id")):
-        db.executemany(f"DELETE FROM {name}_{number} WHERE {key}=?", row_ids)
-    db.execute(f"DELETE FROM held_{number} WHERE document_id IN (SELECT value FROM json_each(?))", wanted)
+    for name in ("terms", "tokens", "chunks"):
+        db.executemany(f"DELETE FROM {name}_{number} WHERE row_id=?", row_ids)
 
 
 def prune_terms(db: sqlite3.Connection, number: int, up_to_row_id: int, max_rows: int) -> bool:
-    """Forget the terms of rows that a base segment holds, at most `max_rows`; return whether all are gone.
-
-    Few rows left over are copied to a fresh table: deleting from FTS5 writes as much as inserting did.
-    """
-    later = db.execute(
-        f"SELECT rowid, terms FROM fts_{number} WHERE rowid>? LIMIT {_REBUILD_ROWS + 1}", (up_to_row_id,)
-    ).fetchall()
-    if len(later) <= _REBUILD_ROWS:
-        db.execute(f"DROP TABLE fts_terms_{number}")
-        db.execute(f"DROP TABLE fts_{number}")
-        _create_fts(db, number)
-        db.executemany(f"INSERT INTO fts_{number}(rowid, terms) VALUES (?,?)", map(tuple, later))
-        return True
-    found = db.execute(
-        f"SELECT rowid FROM fts_{number} WHERE rowid<=? LIMIT ?", (up_to_row_id, max_rows)
-    ).fetchall()
-    db.executemany(f"DELETE FROM fts_{number} WHERE rowid=?", map(tuple, found))
-    return len(found) < max_rows
-
-
-def _create_fts(db: sqlite3.Connection, number: int) -> None:
-    # Terms come stemmed and folded: the tokenizer must only part them at spaces.
-    db.execute(
-        f"CREATE VIRTUAL TABLE fts_{number} USING fts5(terms, columnsize=0,"
-        " tokenize=\"ascii tokenchars '_-.:/@#+$%&'\")"
+    """Forget the terms of rows that a base segment holds, at most `max_rows`; return whether all are gone."""
+    pruned = db.execute(
+        f"DELETE FROM terms_{number} WHERE row_id IN"
+        f" (SELECT row_id FROM terms_{number} WHERE row_id<=? ORDER BY row_id LIMIT ?)",
+        (up_to_row_id, max_rows),
     )
-    db.execute(f"CREATE VIRTUAL TABLE fts_terms_{number} USING fts5vocab(fts_{number}, 'instance')")
+    return pruned.rowcount < max_rows

@@ -72,7 +72,7 @@ class Victim:
         version = self.store.version()
         with self.store.snapshot() as snapshot:
             last = max((int(block.row_ids[-1]) for block in snapshot.blocks(version.number)), default=0)
-        self.store.prune_fts(version.number, self.choose.randint(0, last))
+        self.store.prune_terms(version.number, self.choose.randint(0, last))
 
     def backup(self) -> None:
         self.store.backup(self.store.path.parent / "backup" / self.store.path.name)

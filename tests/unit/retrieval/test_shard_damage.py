@@ -137,7 +137,7 @@ def test_compaction_starts_by_itself(tmp_path: Path, caplog: pytest.LogCaptureFi
     fill(beside, 25)
     beside.check(ALL)
     wait_until(lambda: (tmp_path / "segments" / "1" / "CURRENT").exists())
-    assert "25 rows whose terms only SQLite holds, more than 10" in caplog.text
+    assert "25 rows whose terms no segment holds, more than 10" in caplog.text
     beside.check(ALL)
     beside.shard.close()
 

@@ -126,7 +126,7 @@ class StoreMachine(RuleBasedStateMachine):
         with self.store.snapshot() as snapshot:
             rows = [int(row) for block in snapshot.blocks(number) for row in block.row_ids]
         if rows:
-            self.store.prune_fts(number, rows[int(share * (len(rows) - 1))])
+            self.store.prune_terms(number, rows[int(share * (len(rows) - 1))])
 
     @rule(limit=st.integers(1, 5))
     def replicate(self, limit: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_store import DIM, LIBRARY, SPEC, TENANT, opened, put, seen, upsert, vector
+from small_store import DIM, LIBRARY, SPEC, TENANT, opened, postings, put, seen, upsert, vector
 
 from retrieval.errors import InvalidDocument, InvalidMetadata, InvalidVector
 from retrieval.truth.records import Vectors
@@ -44,7 +44,7 @@ def test_equal_names_are_replaced_and_rows_never_reused(tmp_path: Path) -> None:
         with store.snapshot() as snapshot:
             (changed,) = snapshot.changes(number, seq).documents
             assert changed.row_ids.tolist() == [3]
-            assert snapshot.delta_postings(number, ["appl", "banana"], 0) == {"banana": [(3, 1)]}
+            assert postings(snapshot, number, ["appl", "banana"]) == {"banana": [(3, 1)]}
             assert snapshot.delta_stats(number, 0).num_chunks == 2
 
 
@@ -121,10 +121,10 @@ def test_a_record_of_a_million_characters_is_kept_whole(tmp_path: Path) -> None:
         assert seen(store) == {"long": [text]}
         number = store.version().number
         with store.snapshot() as snapshot:
-            assert snapshot.delta_postings(number, ["appl"], 0) == {"appl": [(1, 166_667)]}
+            assert postings(snapshot, number, ["appl"]) == {"appl": [(1, 166_667)]}
 
 
-def test_terms_pass_the_full_text_index_unchanged(tmp_path: Path) -> None:
+def test_terms_are_kept_unchanged(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         upsert(store, ("1", 'block_size IL-2 naïve Größe 東京 AND NEAR(x) "quoted" x2'))
         number = store.version().number
@@ -132,7 +132,7 @@ def test_terms_pass_the_full_text_index_unchanged(tmp_path: Path) -> None:
             (block,) = snapshot.blocks(number, with_terms=True)
             assert block.terms is not None
             terms = block.terms[0]
-            found = snapshot.delta_postings(number, terms, 0)
+            found = postings(snapshot, number, terms)
             assert found == {term: [(1, terms.count(term))] for term in terms}
             assert block.num_terms.tolist() == [len(terms)]
 
@@ -142,26 +142,25 @@ def test_pruned_terms_are_gone_and_later_ones_stay(tmp_path: Path) -> None:
         upsert(store, *((str(i), "apple") for i in range(700)))
         number = store.version().number
         for up_to, left in ((300, 400), (650, 50), (700, 0)):
-            store.prune_fts(number, up_to)
+            store.prune_terms(number, up_to)
             with store.snapshot() as snapshot:
-                found = snapshot.delta_postings(number, ["appl"], 0).get("appl", [])
+                found = postings(snapshot, number, ["appl"]).get("appl", [])
             assert [row_id for row_id, _ in found] == list(range(up_to + 1, 701))
             assert len(found) == left
         upsert(store, ("late", "apple"))
         store.delete(document_id_of(TENANT, LIBRARY, "5"), TENANT)  # Its terms are gone already.
         with store.snapshot() as snapshot:
-            assert snapshot.delta_postings(number, ["appl"], 0) == {"appl": [(701, 1)]}
+            assert postings(snapshot, number, ["appl"]) == {"appl": [(701, 1)]}
 
 
 def test_many_rows_are_pruned_in_small_transactions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrieval.truth.version_tables._REBUILD_ROWS", 10)
     monkeypatch.setattr("retrieval.truth.store._PRUNE_ROWS", 40)
     with opened(tmp_path) as store:
         upsert(store, *((str(i), "apple") for i in range(300)))
         number = store.version().number
-        store.prune_fts(number, 200)
+        store.prune_terms(number, 200)
         with store.snapshot() as snapshot:
-            found = snapshot.delta_postings(number, ["appl"], 0)["appl"]
+            found = postings(snapshot, number, ["appl"])["appl"]
         assert [row_id for row_id, _ in found] == list(range(201, 301))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_store import DIM, LIBRARY, SPEC, TENANT, embedded, opened, put, seen, upsert
+from small_store import DIM, LIBRARY, SPEC, TENANT, embedded, opened, postings, put, seen, upsert
 
 from retrieval.truth.records import Vectors
 from retrieval.truth.store import Holding, Store, document_id_of
@@ -79,7 +79,7 @@ def test_replica_follows_versions_aliases_and_switches(tmp_path: Path) -> None:
         chunk_id = f"{document.document_id}:{document.content_hash[:12]}:0"
         with replica.snapshot() as snapshot:
             assert snapshot.token_codes(other.number, [chunk_id]) == {chunk_id: b"codes"}
-            assert snapshot.delta_postings(other.number, ["appl"], 0) == {"appl": [(1, 1)]}
+            assert postings(snapshot, other.number, ["appl"]) == {"appl": [(1, 1)]}
         primary.set_state(OTHER.version_id, VersionState.ACTIVE)
         primary.set_alias("stable", None)
         primary.drop_version(SPEC.version_id)

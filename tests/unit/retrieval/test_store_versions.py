@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_store import DIM, LIBRARY, SPEC, TENANT, embedded, opened, put, seen, upsert, vector
+from small_store import DIM, LIBRARY, SPEC, TENANT, embedded, opened, postings, put, seen, upsert, vector
 
 from retrieval.errors import InvalidVersion, UnknownVersion
 from retrieval.truth.store import Holding, Store
@@ -137,7 +137,7 @@ def test_variant_copies_rows_without_an_embedder(tmp_path: Path) -> None:
             assert first.vectors_ND.shape[1] == 4
             chunk_id = f"{document.document_id}:{document.content_hash[:12]}:0"
             assert float(snapshot.vectors(small.number, [chunk_id])[chunk_id] @ kept_D) > 0.99
-            assert snapshot.delta_postings(small.number, ["appl", "banana"], 0).keys() == {"appl", "banana"}
+            assert postings(snapshot, small.number, ["appl", "banana"]).keys() == {"appl", "banana"}
         store.set_state(SMALL.version_id, VersionState.ACTIVE)
 
 

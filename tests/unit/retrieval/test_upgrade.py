@@ -1,4 +1,4 @@
-"""A file of schema 1 is taken over in place: every document, its bytes, and the log's position."""
+"""A file of an older schema is taken over in place: every document, its bytes, and the log's position."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from small_store import LIBRARY, TENANT, finish, opened, seen
+from small_store import LIBRARY, TENANT, broken_rules, finish, opened, postings, seen, upsert
 
 from retrieval.truth.store import Store, document_id_of
 from retrieval.types import DocumentState
@@ -118,3 +118,29 @@ def test_upgrade_that_is_interrupted_leaves_the_old_file(
         assert db.execute("SELECT count(*) FROM chunks").fetchone() == (2,)
     with opened(tmp_path) as store:
         assert len(store.documents(None, TENANT)) == 3
+
+
+def test_terms_of_schema_2_are_taken_out_of_their_full_text_index(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        upsert(store, ("1", "apple apple pear"), ("2", "東京 block_size"))
+        number = store.version().number
+        before = seen(store)
+        with store.snapshot() as snapshot:
+            kept = snapshot.delta_terms(number, 0)
+    with contextlib.closing(sqlite3.connect(tmp_path / "shard.sqlite3", isolation_level=None)) as db:
+        db.execute(
+            f"CREATE VIRTUAL TABLE fts_{number} USING fts5(terms, columnsize=0,"
+            " tokenize=\"ascii tokenchars '_-.:/@#+$%&'\")"
+        )
+        db.execute(f"CREATE VIRTUAL TABLE fts_terms_{number} USING fts5vocab(fts_{number}, 'instance')")
+        db.executemany(f"INSERT INTO fts_{number}(rowid, terms) VALUES (?,?)", kept)
+        db.execute(f"DROP TABLE terms_{number}")
+        db.execute("PRAGMA user_version=2")
+    with opened(tmp_path) as store:
+        assert seen(store) == before
+        with store.snapshot() as snapshot:
+            assert snapshot.delta_terms(number, 0) == kept
+            assert postings(snapshot, number, ["appl"]) == {"appl": [(1, 2)]}
+    assert broken_rules(tmp_path) == []
+    with contextlib.closing(sqlite3.connect(tmp_path / "shard.sqlite3")) as db:
+        assert db.execute("SELECT count(*) FROM sqlite_schema WHERE name GLOB 'fts_*'").fetchone() == (0,)

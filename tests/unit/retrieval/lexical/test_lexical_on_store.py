@@ -52,7 +52,7 @@ def test_delta_in_the_store_scores_as_a_base_does(tmp_path: Path) -> None:
         parts = LexicalSegments(parameters, base, num_base)
         parts.add(row_ids[num_base:], lengths[num_base:])
         with store.snapshot() as snapshot:
-            read = partial(snapshot.delta_postings, number)
+            read = partial(snapshot.delta_terms, number)
             for query in (
                 "block_size cache",
                 "finding Fuss",
@@ -61,8 +61,8 @@ def test_delta_in_the_store_scores_as_a_base_does(tmp_path: Path) -> None:
                 "Bäume москва 한국어",
             ):
                 terms = query_terms(query, 64)
-                assert parts.stats(terms, read) == whole.stats(terms, lambda terms, after: {})
-                wanted = whole.search(terms, 9, lambda terms, after: {})
+                assert parts.stats(terms, read) == whole.stats(terms, lambda after: [])
+                wanted = whole.search(terms, 9, lambda after: [])
                 found = parts.search(terms, 9, read)
                 assert wanted[0].size
                 assert np.array_equal(found[0], wanted[0])
@@ -80,7 +80,7 @@ def test_a_deleted_row_is_neither_found_nor_counted(tmp_path: Path) -> None:
     store.delete(document_id_of("t", "l", "d5"), "t")
     segments.remove(np.array([5]))
     with store.snapshot() as snapshot:
-        read = partial(snapshot.delta_postings, number)
+        read = partial(snapshot.delta_terms, number)
         assert segments.stats(["cach"], read).chunks_with == {"cach": 2}
         assert sorted(segments.search(["cach"], 9, read)[1].tolist()) == [0, 1]
     store.close()

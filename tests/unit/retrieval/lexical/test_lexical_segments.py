@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,19 +29,16 @@ class Shard:
     rows: list[list[str]] = field(default_factory=list)
     dead: set[int] = field(default_factory=set)
     num_base: int = 0
-    asked: list[tuple[tuple[str, ...], int]] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
 
-    def read(self, terms: Sequence[str], after_row_id: int) -> Mapping[str, Sequence[tuple[int, int]]]:
-        """Return live postings as `Snapshot.delta_postings` does; row ids are 10, 20, ..."""
-        self.asked.append((tuple(terms), after_row_id))
-        found: dict[str, list[tuple[int, int]]] = {}
-        for position, row in enumerate(self.rows):
-            row_id = 10 * (position + 1)
-            if row_id > after_row_id and position not in self.dead:
-                for term, count in Counter(row).items():
-                    if term in terms:
-                        found.setdefault(term, []).append((row_id, count))
-        return found
+    def read(self, after_row_id: int) -> list[tuple[int, str]]:
+        """Return the terms of live rows as `Snapshot.delta_terms` does; row ids are 10, 20, ..."""
+        self.asked.append(after_row_id)
+        return [
+            (10 * (position + 1), " ".join(row))
+            for position, row in enumerate(self.rows)
+            if 10 * (position + 1) > after_row_id and position not in self.dead
+        ]
 
     def segments(self, folder: Path) -> LexicalSegments:
         base = None
@@ -193,12 +189,12 @@ def test_the_store_is_asked_only_for_rows_not_read_before(tmp_path: Path) -> Non
     segments = shard.segments(tmp_path)
     segments.search(["x"], 5, shard.read)
     segments.search(["x"], 5, shard.read)
-    assert shard.asked == [(("x",), 10)]
+    assert shard.asked == [10]
     shard.names.append("r")
     shard.rows.append(["x"])
     segments.add(np.array([30]), np.array([1]))
     assert segments.search(["x"], 5, shard.read)[1].tolist() == [0, 1, 2]
-    assert shard.asked[1:] == [(("x",), 20)]
+    assert shard.asked[1:] == [20]
 
 
 def test_rows_the_index_has_not_followed_to_are_left_out(tmp_path: Path) -> None:
