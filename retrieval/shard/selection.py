@@ -50,6 +50,8 @@ class Selection:
     """bool[N], false for dead chunks; None when every live chunk is kept. Not to be written to."""
     count: int
     """Chunks kept."""
+    name: ChunkFilter
+    """The filter."""
 
 
 class _Kept:
@@ -120,7 +122,7 @@ class Selections:
         # A new array each time: an earlier selection may still be in use as a cache key elsewhere.
         kept.keep_N, kept.num_touched = keep_N, len(rows.touched)
         count = int(np.count_nonzero(keep_N))
-        return Selection(None if count == rows.num_live else keep_N, count)
+        return Selection(None if count == rows.num_live else keep_N, count, chunks)
 
     def _by_chunk(self, chunks: ChunkFilter) -> np.ndarray:
         """Return the bitmap of a predicate that also names a chunk's own field."""

@@ -9,8 +9,8 @@ Legend: N rows, D dimensions, Q queries, K hits.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
-from hashlib import blake2b
 from threading import Lock
 
 import numpy as np
@@ -23,11 +23,13 @@ from retrieval.vectors.types import SearchEffort, Selected, VectorBase
 _MAX_BLOCK_BYTES = 128 * 1024 * 1024
 _MIN_DEAD_ROWS = 1000
 _SPARE_SHARE = 4
+_MIN_KEPT_OF_BLOCK = 0.75
+"""Share of a block's rows that must still be kept; below it is copied anew."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Block:
-    """The base rows of one selection, copied out."""
+    """The base rows that one selection kept at some time, copied out."""
 
     positions_B: np.ndarray
     rows_BD: np.ndarray
@@ -46,7 +48,7 @@ class VectorSegments:
         self._alive_N = np.ones(self._num_base, dtype=bool)
         self._num_dead_base = 0
         self._num_dead_delta = 0
-        self._blocks: OrderedDict[bytes, _Block] = OrderedDict()
+        self._blocks: OrderedDict[Hashable, _Block] = OrderedDict()
         self._blocks_lock = Lock()
 
     def __len__(self) -> int:
@@ -176,7 +178,8 @@ class VectorSegments:
         )
         if not k or not len(queries_QD):
             return (*exact_search.padded(len(queries_QD), k), plan.text)
-        scores_QK, positions_QK, num_again = self._of_base(queries_QD, k, keep_N, kept_base, plan)
+        name = None if selection is None else selection.name
+        scores_QK, positions_QK, num_again = self._of_base(queries_QD, k, keep_N, kept_base, plan, name)
         if kept_delta:
             scores_QK, positions_QK = exact_search.merged(
                 scores_QK, positions_QK, *self._of_delta(queries_QD, k, keep_N, kept_delta), k
@@ -201,7 +204,13 @@ class VectorSegments:
         return keep_N, kept_base, int(np.count_nonzero(keep_N[self._num_base :]))
 
     def _of_base(
-        self, queries_QD: np.ndarray, k: int, keep_N: np.ndarray | None, kept: int, plan: planner.Plan
+        self,
+        queries_QD: np.ndarray,
+        k: int,
+        keep_N: np.ndarray | None,
+        kept: int,
+        plan: planner.Plan,
+        name: Hashable,
     ) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the hits among base rows, and how many queries the base alone left short."""
         threads, matrix_ND = self._settings.num_threads, self.base.matrix_ND
@@ -209,8 +218,8 @@ class VectorSegments:
         if plan.path == "nothing":
             return (*exact_search.padded(len(queries_QD), k), 0)
         if plan.path == "gather" and keep_B is not None:
-            block = self._block(keep_B)
-            scores_QK, places_QK = exact_search.search(queries_QD, block.rows_BD, k, None, threads)
+            block, kept_B = self._block(name, keep_B, kept)
+            scores_QK, places_QK = exact_search.search(queries_QD, block.rows_BD, k, kept_B, threads)
             return scores_QK, np.where(places_QK < 0, -1, block.positions_B[places_QK]), 0
         if plan.path == "exact":
             return (*exact_search.search(queries_QD, matrix_ND, k, keep_B, threads), 0)
@@ -234,19 +243,24 @@ class VectorSegments:
         )
         return scores_QK, np.where(places_QK < 0, -1, places_QK + self._num_base)
 
-    def _block(self, keep_B: np.ndarray) -> _Block:
-        """Return a copy of the kept base rows, made once; rows that come later do not touch it."""
-        bits = np.packbits(keep_B)
-        key = blake2b(bits.data, digest_size=16).digest()
+    def _block(self, name: Hashable, keep_N: np.ndarray, kept: int) -> tuple[_Block, np.ndarray | None]:
+        """Return a copy of rows that holds the kept ones, made once, and which of it are kept now.
+
+        Rows that came later are not in it, and one that died is masked: neither costs the copy again.
+        """
         with self._blocks_lock:
-            block = self._blocks.get(key)
+            block = self._blocks.get(name)
             if block is not None:
-                self._blocks.move_to_end(key)
-                return block
-        positions_B = np.flatnonzero(keep_B)
+                self._blocks.move_to_end(name)
+        if block is not None and kept >= _MIN_KEPT_OF_BLOCK * len(block.positions_B):
+            kept_B = keep_N[block.positions_B]
+            if np.count_nonzero(kept_B) == kept:
+                return block, None if kept == len(kept_B) else kept_B
+        positions_B = np.flatnonzero(keep_N)
         block = _Block(positions_B, self.base.matrix_ND[positions_B])
         with self._blocks_lock:
-            self._blocks[key] = block
+            self._blocks[name] = block
+            self._blocks.move_to_end(name)
             while sum(other.rows_BD.nbytes for other in self._blocks.values()) > _MAX_BLOCK_BYTES:
                 self._blocks.popitem(last=False)
-        return block
+        return block, None

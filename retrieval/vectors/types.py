@@ -8,6 +8,7 @@ Legend: N rows, D dimensions, Q queries, K hits.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -51,6 +52,14 @@ class Selected(Protocol):
     @property
     def count(self) -> int:
         """Rows kept."""
+        ...
+
+    @property
+    def name(self) -> Hashable:
+        """What selects them, the same for one filter however rows come and go.
+
+        A copy of the rows that a filter keeps is found again by it, and checked against `keep`.
+        """
         ...
 
 

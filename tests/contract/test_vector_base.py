@@ -35,6 +35,7 @@ class Keep:
     def __init__(self, keep: np.ndarray) -> None:
         self.keep = keep
         self.count = int(keep.sum())
+        self.name = keep.tobytes()
 
 
 def clustered(num_rows: int, dim: int, seed: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from threading import Thread
@@ -18,9 +19,10 @@ DIM = 16
 
 
 class Keep:
-    def __init__(self, keep: np.ndarray | None, count: int = 0) -> None:
+    def __init__(self, keep: np.ndarray | None, count: int = 0, name: str | None = None) -> None:
         self.keep = keep
         self.count = count
+        self.name = name or (None if keep is None else keep.tobytes())
 
 
 def unit_rows(num_rows: int, seed: int, dim: int = DIM) -> np.ndarray:
@@ -120,6 +122,41 @@ def test_copied_rows_of_a_selection_stay_while_the_delta_grows():
     assert segments.resident_bytes == held
 
 
+def test_rows_of_a_filter_that_die_are_masked_and_the_others_not_copied_again(monkeypatch):
+    rows, queries = unit_rows(2000, seed=13), unit_rows(9, seed=14)
+    segments = segments_of(rows, 2000)
+    keep = np.zeros(2000, dtype=bool)
+    keep[::20] = True
+    searched: list[np.ndarray] = []
+    search = exact_search.search
+
+    def seen(queries_QD, rows_ND, *rest):
+        searched.append(rows_ND)
+        return search(queries_QD, rows_ND, *rest)
+
+    monkeypatch.setattr("retrieval.vectors.segments.exact_search.search", seen)
+    for num_queries in (1, 9) * 14:
+        some = queries[:num_queries]
+        _, found, _ = segments.search(some, 30, Keep(keep, name="a filter"))
+        assert np.array_equal(found, oracle(rows, some, 30, keep)[1])
+        gone = np.flatnonzero(keep)[3]
+        keep = keep.copy()
+        keep[gone] = False
+        segments.remove(np.array([gone]))
+    copied = {id(block): len(block) for block in searched}
+    assert list(copied.values()) == [100, 74]  # Anew only once a quarter of them are gone.
+
+
+def test_a_filter_that_keeps_other_rows_than_before_finds_them():
+    rows, queries = unit_rows(500, seed=15), unit_rows(3, seed=16)
+    segments = segments_of(rows, 500)
+    for first in (0, 1, 0):
+        keep = np.zeros(500, dtype=bool)
+        keep[first::4] = True
+        _, found, _ = segments.search(queries, 20, Keep(keep, name="a filter"))
+        assert np.array_equal(found, oracle(rows, queries, 20, keep)[1])
+
+
 def test_compaction_is_due_by_delta_rows_and_by_dead_rows():
     rows = unit_rows(4000, seed=6)
     segments = segments_of(rows, 4000, delta_max_rows=10, max_dead_share=0.3)
@@ -199,6 +236,16 @@ def test_threads_are_set_in_the_thread_that_searches():
     thread.start()
     thread.join()
     assert seen == [1]
+
+
+def test_threads_left_open_are_those_the_process_was_given(monkeypatch):
+    import faiss
+
+    rows = unit_rows(100, seed=12)
+    for told, threads in (("1", 1), ("", len(os.sched_getaffinity(0)))):
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+        exact_search.search(rows[:2], rows, 3, None, 0)
+        assert faiss.omp_get_max_threads() == threads
 
 
 def test_importing_the_package_loads_neither_faiss_nor_torch():
