@@ -13,7 +13,8 @@ from retrieval.sharding.epochs import Epoch
 from retrieval.sharding.replica_set import ReplicaSet
 from retrieval.sharding.topology import CurrentTopology
 from retrieval.sharding.version_switch import newest_epoch
-from retrieval.versions import VersionInfo, VersionState
+from retrieval.truth.registry import NamedVersion
+from retrieval.versions import VersionState
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class IndexViews:
         self._topology = topology
         self._embedders = embedders
         self._epoch: Epoch | None = None
-        self._infos: dict[str, VersionInfo] = {}
+        self._known: dict[str, NamedVersion] = {}
         self._asked_at = 0.0
         self._asking: asyncio.Task[None] | None = None
 
@@ -49,14 +50,15 @@ class IndexViews:
         if epoch is None:
             raise IndexUnavailable("the shards have not been asked for their versions; call `ready` first")
         wanted = epoch.version if name is None else name
-        info = self._infos.get(wanted) or next(
-            (known for known in self._infos.values() if wanted in known.aliases), None
+        found = self._known.get(wanted) or next(
+            (known for known in self._known.values() if wanted in known.aliases), None
         )
-        if info is None:
-            here = ", ".join(f"'{version_id}'" for version_id in self._infos)
+        if found is None:
+            here = ", ".join(f"'{version_id}'" for version_id in self._known)
             raise UnknownVersion(f"no index version or alias '{wanted}'; there are {here}")
-        embedder = self._embedders.of(info.spec) or MissingEmbedder(info.spec)
-        return IndexView(info.version_id, epoch.epoch, info.spec, embedder, self._topology.now.shards)
+        version, spec = found.version, found.version.spec
+        embedder = self._embedders.of(spec) or MissingEmbedder(spec)
+        return IndexView(version.version_id, epoch.epoch, spec, embedder, self._topology.now.shards)
 
     def entered(self, epoch: Epoch) -> None:
         """Answer from a switch that was just committed."""
@@ -78,11 +80,11 @@ class IndexViews:
         """
         shards = self._topology.now.shards
         self.entered(await newest_epoch(shards))
-        infos = await _first_answer(shards)
-        for info in infos:
-            if info.state in (VersionState.ACTIVE, VersionState.READY):
-                await self._embedders.try_load(info.spec)
-        self._infos = {info.version_id: info for info in infos}
+        named = await _first_answer(shards)
+        for known in named:
+            if known.version.state in (VersionState.ACTIVE, VersionState.READY):
+                await self._embedders.try_load(known.version.spec)
+        self._known = {known.version.version_id: known for known in named}
         self._asked_at = asyncio.get_running_loop().time()
 
     async def aclose(self) -> None:
@@ -99,11 +101,11 @@ class IndexViews:
             self._asking = None
 
 
-async def _first_answer(shards: Sequence[ReplicaSet]) -> list[VersionInfo]:
+async def _first_answer(shards: Sequence[ReplicaSet]) -> list[NamedVersion]:
     """Return the versions of the first shard that tells them: all shards have the same."""
     for shard in shards[:-1]:
         try:
-            return await shard.read("versions")
+            return await shard.read("named_versions")
         except IndexUnavailable as error:
             _log.warning("%s does not tell its versions: %s", shard.name, error)
-    return await shards[-1].read("versions")
+    return await shards[-1].read("named_versions")

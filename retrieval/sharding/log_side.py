@@ -9,6 +9,7 @@ from retrieval.export import export_page
 from retrieval.sharding.follower import BATCH_OPS
 from retrieval.sharding.shard_copy import Changes
 from retrieval.truth.oplog import Batch, WholeDocument
+from retrieval.truth.registry import NamedVersion
 from retrieval.truth.store import Store
 from retrieval.types import Record
 from retrieval.versions import VersionInfo, VersionState
@@ -51,6 +52,10 @@ class LogSide:
         """Return the versions a new shard of this index must have, the active one first."""
         infos = await asyncio.to_thread(self._store.versions)
         return sorted(infos, key=lambda info: info.state is not VersionState.ACTIVE)
+
+    async def named_versions(self) -> list[NamedVersion]:
+        """Return what every version is and is called; routers ask for it each second."""
+        return await asyncio.to_thread(self._store.named_versions)
 
     async def make_versions(self, infos: Sequence[VersionInfo]) -> None:
         """Have these versions in an empty shard, under their states and aliases."""

@@ -318,7 +318,7 @@ class ShardNode:
 
 
 _OWN: dict[type, tuple[str, ...]] = {
-    LogSide: ("seq", "changes_since", "version_rows", "adopt", "count", "export_page"),
+    LogSide: ("seq", "changes_since", "version_rows", "named_versions", "adopt", "count", "export_page"),
     SwitchSide: (
         "epoch", "epochs", "prepare_switch", "end_switch", "commit_epoch", "revive", "target",
     ),
