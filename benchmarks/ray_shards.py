@@ -1,4 +1,9 @@
-"""Two shards behind Ray, saturated: the arm `ray_2_shards` of `search_latency`."""
+"""Two shards behind Ray under several loads: the arms `ray_2_shards` of `search_latency`.
+
+A caller sends its next batch when the last one is answered, so callers x batch queries are in flight all the
+time, and by Little's law the mean time of a batch is that number over the queries a second: at 1,000 a second
+within 60 ms, at most 60 can be in flight. The loads are measured in turns.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +24,12 @@ from retrieval.types import Record, SearchRequest
 if TYPE_CHECKING:
     from retrieval.actor import ActorRetrieval
 
-BATCH = 32
-CALLERS = 4
-SECONDS = 20.0
+LOADS = ((1, 32), (2, 16), (2, 32), (4, 8), (4, 16), (4, 32))
+"""Callers, and queries of a batch."""
+TURNS = 4
+TURN_S = 3.0
 NUM_QUERIES = 256
+WARM_BATCH = 32
 
 
 async def two_shards(
@@ -60,7 +67,7 @@ async def two_shards(
                 await retrieval.ready()
                 await _fill(retrieval, books)
                 await retrieval.compact()
-                await _saturate(report, retrieval, books, kind, qps_target, p99_target_ms)
+                await _load(report, retrieval, books, kind, qps_target, p99_target_ms)
             finally:
                 await retrieval.aclose()
     finally:
@@ -74,7 +81,7 @@ async def _fill(retrieval: ActorRetrieval, books: BookPassages) -> None:
         await retrieval.upsert(records)
 
 
-async def _saturate(
+async def _load(
     report: Report,
     retrieval: ActorRetrieval,
     books: BookPassages,
@@ -84,28 +91,48 @@ async def _saturate(
 ) -> None:
     texts = [" ".join(text.split()[40:48]) for text in books.texts[:: len(books.texts) // NUM_QUERIES]]
     asked = [SearchRequest(text, 10, mode="dense", rerank="none") for text in texts[:NUM_QUERIES]]
-    for start in range(0, len(asked), BATCH):  # The query vectors are kept from here on.
-        await retrieval.search(asked[start : start + BATCH])
-    seconds: list[float] = []
-    ends = time.perf_counter() + SECONDS
+    for start in range(0, len(asked), WARM_BATCH):  # The query vectors are kept from here on.
+        await retrieval.search(asked[start : start + WARM_BATCH])
+    seconds: dict[tuple[int, int], list[float]] = {load: [] for load in LOADS}
+    spent_s = dict.fromkeys(LOADS, 0.0)
+    for _ in range(TURNS):
+        for load in LOADS:
+            started = time.perf_counter()
+            await _turn(retrieval, asked, load, seconds[load])
+            spent_s[load] += time.perf_counter() - started
+    best = 0.0
+    for callers, batch in LOADS:
+        taken_ms = np.array(seconds[callers, batch]) * 1000
+        qps = len(taken_ms) * batch / spent_s[callers, batch]
+        p99_ms = float(np.percentile(taken_ms, 99))
+        arm = f"ray_2_shards_{callers}x{batch}"
+        about = {"kind": kind, "callers": callers, "batch": batch, "chunks": len(books.texts)}
+        report.add(arm, "qps", round(qps), "queries/s", target=qps_target, better="higher",
+                   **about)  # fmt: skip
+        report.add(arm, "p99_ms", round(p99_ms, 1), "ms", target=p99_target_ms, batches=len(taken_ms),
+                   p50_ms=round(float(np.percentile(taken_ms, 50)), 1), **about)  # fmt: skip
+        if p99_ms <= p99_target_ms:
+            best = max(best, qps)
+    report.add("ray_2_shards", f"qps_within_{p99_target_ms:g}_ms", round(best), "queries/s",
+               target=qps_target, better="higher", kind=kind, chunks=len(books.texts))  # fmt: skip
+
+
+async def _turn(
+    retrieval: ActorRetrieval, asked: list[SearchRequest], load: tuple[int, int], seconds: list[float]
+) -> None:
+    """Keep callers x batch queries in flight for a while, and note what each batch took."""
+    callers, size = load
+    ends = time.perf_counter() + TURN_S
 
     async def call(offset: int) -> None:
-        position = offset * BATCH
+        position = offset * size
         while time.perf_counter() < ends:
-            batch = [asked[(position + item) % len(asked)] for item in range(BATCH)]
+            batch = [asked[(position + item) % len(asked)] for item in range(size)]
             started = time.perf_counter()
             results = await retrieval.search(batch)
             seconds.append(time.perf_counter() - started)
             if any(result.partial or len(result.hits) != 10 for result in results):
                 raise RuntimeError(f"an incomplete answer: {results[0]}")
-            position += BATCH
+            position += size
 
-    started = time.perf_counter()
-    await asyncio.gather(*(call(offset) for offset in range(CALLERS)))
-    qps = len(seconds) * BATCH / (time.perf_counter() - started)
-    p99_ms = float(np.percentile(seconds, 99)) * 1000
-    about = {"kind": kind, "batch": BATCH, "callers": CALLERS, "chunks": len(books.texts)}
-    report.add("ray_2_shards", "qps", round(qps), "queries/s", target=qps_target, better="higher",
-               **about)  # fmt: skip
-    report.add("ray_2_shards", "p99_ms", round(p99_ms, 1), "ms", target=p99_target_ms,
-               p50_ms=round(float(np.percentile(seconds, 50)) * 1000, 1), **about)  # fmt: skip
+    await asyncio.gather(*(call(offset) for offset in range(callers)))

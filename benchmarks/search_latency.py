@@ -3,18 +3,22 @@
 Every search goes through `LocalRetrieval` (legs, fusion, passages) or the actors; query vectors are given,
 so no embedding is timed. Arms: `exact32` (batches of 32, dense), `hybrid_filtered` (single hybrid searches
 that keep a tenth), `filter_50` ... `filter_0.1` (recall@10 of the index against exact search, by share
-kept), `upsert` (durable writes, one record and batches), `open` (a closed shard to its first exact answer),
-`under_writes` (search p99 while records are replaced without pause, against idle), `ray_2_shards`
-(saturated, batches from several callers).
+kept), `upsert` (durable writes, one record and batches; beside them a bare SQLite commit of one row, in
+turn), `open` (a closed shard to its first exact answer), `under_writes_RATE` (search p99 while so many
+records a second are replaced, `max` without pause, against idle), `ray_2_shards_CxB` (C callers send
+batches of B one after the other).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import math
+import sqlite3
 import tempfile
-import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,6 +48,10 @@ TARGETS = {
     "ray_p99_ms": 60.0,
 }
 QUESTIONS = 512
+WRITE_RATES = (50.0, 200.0, math.inf)
+"""Records replaced a second beside searches."""
+WRITE_TURNS = 8
+WRITE_TURN_S = 1.5
 
 
 class VectorTable:
@@ -134,7 +142,7 @@ async def local(report: Report, folder: Path, books: BookPassages, kinds: Sequen
         about = {"chunks": len(books.texts), "dim": 384}
         report.add("upsert", "records_per_s", round(len(books.texts) / fill_s), "records/s",
                    target=TARGETS["upsert_per_s"], better="higher", batch=500, **about)  # fmt: skip
-        await _single_upserts(report, retrieval, books)
+        await _single_upserts(report, retrieval, books, folder)
         await retrieval.compact()
         dense = [SearchRequest(text, K, mode="dense", rerank="none", exact=True) for text in questions]
         await timed(retrieval, dense, 32)
@@ -154,58 +162,96 @@ async def local(report: Report, folder: Path, books: BookPassages, kinds: Sequen
         await _filtered_recall(report, folder, questions, config, embedder, kind)
 
 
-async def _single_upserts(report: Report, retrieval: LocalRetrieval, books: BookPassages) -> None:
-    seconds = []
-    for row in range(300):
-        record = Record(f"{row:07d}", books.texts[row], books.vectors_ND[row], {"year": 1, "share": 99.5})
-        started = time.perf_counter()
-        await retrieval.upsert([record])
-        seconds.append(time.perf_counter() - started)
-    report.add("upsert", "p50_ms", round(percentile(seconds, 50) * 1000, 3), "ms",
-               target=TARGETS["upsert_p50_ms"], p99_ms=round(percentile(seconds, 99) * 1000, 3))  # fmt: skip
+async def _single_upserts(
+    report: Report, retrieval: LocalRetrieval, books: BookPassages, folder: Path
+) -> None:
+    """Report durable writes of one record, each followed by what SQLite takes to commit one such row."""
+    seconds: list[float] = []
+    bare_s: list[float] = []
+    with contextlib.closing(sqlite3.connect(folder / "bare.sqlite3", isolation_level=None)) as bare:
+        bare.execute("PRAGMA journal_mode=WAL")
+        bare.execute("PRAGMA synchronous=FULL")
+        bare.execute("CREATE TABLE rows(name TEXT PRIMARY KEY, text TEXT, vector BLOB)")
+        for row in range(300):
+            record = _replacement(books, row)
+            started = time.perf_counter()
+            await retrieval.upsert([record])
+            seconds.append(time.perf_counter() - started)
+            values = (record.name, record.text, books.vectors_ND[row].tobytes())
+            started = time.perf_counter()
+            bare.execute("INSERT INTO rows VALUES (?,?,?)", values)
+            bare_s.append(time.perf_counter() - started)
+    p50_ms, bare_ms = percentile(seconds, 50) * 1000, percentile(bare_s, 50) * 1000
+    report.add("upsert", "p50_ms", round(p50_ms, 3), "ms", target=TARGETS["upsert_p50_ms"],
+               p99_ms=round(percentile(seconds, 99) * 1000, 3), bare_commit_p50_ms=round(bare_ms, 3),
+               bare_commit_p99_ms=round(percentile(bare_s, 99) * 1000, 3),
+               times_bare_commit=round(p50_ms / bare_ms, 2))  # fmt: skip
+
+
+def _replacement(books: BookPassages, row: int) -> Record:
+    """Return a record in place of one there, which no filter of these searches keeps."""
+    return Record(f"{row:07d}", books.texts[row], books.vectors_ND[row], {"year": 1, "share": 99.5})
+
+
+class _Writer:
+    """Replaces records at a rate that can be changed meanwhile."""
+
+    def __init__(self, retrieval: LocalRetrieval, books: BookPassages) -> None:
+        self._retrieval = retrieval
+        self._books = books
+        self._row = 0
+        self.rate: float | None = None
+        """Records a second; infinite for as many as go, None for none."""
+        self.num_written: Counter[float] = Counter()
+        """By rate."""
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        due = time.perf_counter()
+        while True:
+            rate = self.rate
+            if rate is None:
+                await asyncio.sleep(0.005)
+                due = time.perf_counter()
+                continue
+            self._row = (self._row + 1) % len(self._books.texts)
+            await self._retrieval.upsert([_replacement(self._books, self._row)])
+            self.num_written[rate] += 1
+            due = max(due + 1 / rate, time.perf_counter() - 1.0)  # What was missed is made up for a second.
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
 
 
 async def _under_writes(
     report: Report, retrieval: LocalRetrieval, books: BookPassages, requests: list[SearchRequest]
 ) -> None:
-    """Compare search p99 with and without a writer, in turns of one second, interleaved."""
-    writing, ended = threading.Event(), threading.Event()
-    written = 0
-
-    async def write() -> None:
-        nonlocal written
-        row = 0
-        while not ended.is_set():
-            if not writing.is_set():
-                await asyncio.sleep(0.005)
-                continue
-            row = (row + 1) % len(books.texts)
-            record = Record(f"{row:07d}", books.texts[row], books.vectors_ND[row], {"year": 1, "share": 99.5})
-            await retrieval.upsert([record])
-            written += 1
-            await asyncio.sleep(0.002)
-
-    writer = asyncio.create_task(write())
-    seconds: dict[bool, list[float]] = {False: [], True: []}
+    """Compare search p99 with and without a writer, in turns of a second and a half, interleaved."""
+    writer = _Writer(retrieval, books)
+    writing = asyncio.create_task(writer.run())
+    seconds: dict[float | None, list[float]] = {rate: [] for rate in (None, *WRITE_RATES)}
+    position = 0
     try:
-        for turn in range(10):
-            busy = turn % 2 == 1
-            (writing.set if busy else writing.clear)()
-            ends = time.perf_counter() + 1.5
-            position = 0
-            while time.perf_counter() < ends:
-                started = time.perf_counter()
-                await retrieval.search([requests[position % len(requests)]])
-                seconds[busy].append(time.perf_counter() - started)
-                position += 1
+        for _ in range(WRITE_TURNS):
+            for rate, found in seconds.items():
+                writer.rate = rate
+                ends = time.perf_counter() + WRITE_TURN_S
+                while time.perf_counter() < ends:
+                    started = time.perf_counter()
+                    await retrieval.search([requests[position % len(requests)]])
+                    found.append(time.perf_counter() - started)
+                    position += 1
     finally:
-        ended.set()
-        await writer
-    idle, busy_ms = percentile(seconds[False], 99) * 1000, percentile(seconds[True], 99) * 1000
-    report.add("under_writes", "p99_ratio", round(busy_ms / idle, 3), "ratio", target=TARGETS["under_writes"],
-               better="lower", idle_p99_ms=round(idle, 2), busy_p99_ms=round(busy_ms, 2), written=written,
-               idle_p50_ms=round(percentile(seconds[False], 50) * 1000, 2),
-               busy_p50_ms=round(percentile(seconds[True], 50) * 1000, 2))  # fmt: skip
+        writing.cancel()
+        await asyncio.wait([writing])
+    idle_ms = {share: percentile(seconds[None], share) * 1000 for share in (50, 99)}
+    for rate in WRITE_RATES:
+        busy_ms = {share: percentile(seconds[rate], share) * 1000 for share in (50, 99)}
+        written = writer.num_written[rate] / (WRITE_TURNS * WRITE_TURN_S)
+        report.add(f"under_writes_{'max' if math.isinf(rate) else f'{rate:g}'}", "p99_ratio",
+                   round(busy_ms[99] / idle_ms[99], 3), "ratio", target=TARGETS["under_writes"],
+                   better="lower", writes_per_s=round(written),
+                   idle_p99_ms=round(idle_ms[99], 2), busy_p99_ms=round(busy_ms[99], 2),
+                   idle_p50_ms=round(idle_ms[50], 2), busy_p50_ms=round(busy_ms[50], 2),
+                   searches=len(seconds[rate]))  # fmt: skip
 
 
 async def _open_again(
