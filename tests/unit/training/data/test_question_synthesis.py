@@ -68,6 +68,12 @@ def test_cloze_answers_stand_in_the_passage_and_not_in_the_question():
     assert len({one.question_id for one in questions}) == len(questions)
 
 
+def test_a_name_that_the_question_still_holds_is_not_asked_for():
+    twice = TrainingPassage("p", "Once again the mayor of Paris said that Paris needs more parks and trees.")
+    config = SynthesisConfig(num_per_passage=4, cloze_share=1.0, drop_words=0.0, search_style=0.0)
+    assert cloze_questions([twice], config) == ()
+
+
 def test_cloze_questions_follow_from_the_seed_and_their_own_passage():
     both = cloze_questions(PASSAGES, SynthesisConfig())
     alone = cloze_questions(PASSAGES[1:2], SynthesisConfig())
