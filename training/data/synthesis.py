@@ -77,11 +77,15 @@ def _questions_of(passage: TrainingPassage, config: SynthesisConfig, noise: Nois
         if len(made) == config.num_per_passage:
             break
         drawn = make_question(rng, passage.text, noise)
-        if drawn is None or not _is_name_or_number(drawn[1]) or holds_answer(drawn[0], drawn[1:]):
+        if drawn is None:
             continue
-        if any(drawn[1] == one.answers[0] for one in made.values()):
+        # A number's span may end in the comma after it.
+        asked, answer = drawn[0], drawn[1].strip(" ,;:")
+        if not _is_name_or_number(answer) or holds_answer(asked, (answer,)):
             continue
-        question = made_question("cloze", passage, *drawn)
+        if any(answer == one.answers[0] for one in made.values()):
+            continue
+        question = made_question("cloze", passage, asked, answer)
         made[question.question_id] = question
     return list(made.values())
 

@@ -63,6 +63,7 @@ def test_cloze_answers_stand_in_the_passage_and_not_in_the_question():
         (answer,) = question.answers
         text = TEXTS[int(question.positive_ids[0][1])]
         assert answer in text
+        assert answer.strip(",;: ") == answer
         assert any(char.isdigit() for char in answer) or any(word[0].isupper() for word in answer.split())
         assert not holds_answer(question.text, [answer])
     assert len({one.question_id for one in questions}) == len(questions)
