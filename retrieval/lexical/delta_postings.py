@@ -68,7 +68,7 @@ class DeltaPostings:
                 entry = entries.get(term)
                 if entry is None:
                     entry = entries[term] = array("i")
-                entry.extend((offset, min(count, MAX_FREQUENCY)))
+                entry.extend((offset, count if count < MAX_FREQUENCY else MAX_FREQUENCY))
 
     def _of(self, term: str) -> tuple[np.ndarray, np.ndarray]:
         entry = self._entries.get(term)

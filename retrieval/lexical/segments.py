@@ -121,13 +121,11 @@ class LexicalSegments:
             # Every row that ties with the k-th stays until the key has decided.
             best = scores >= np.partition(scores, positions.size - k)[positions.size - k]
             scores, positions = scores[best], positions[best]
-        if tie_key is not None and np.unique(scores).size < scores.size:
-            keys = tie_key(positions)
-            order = sorted(range(positions.size), key=lambda row: (-scores[row], keys[row]))
-        else:
-            order = np.lexsort((positions, -scores))
-        chosen = np.asarray(order[:k], dtype=np.int64)
-        return scores[chosen], positions[chosen]
+        order = np.lexsort((positions, -scores))
+        scores, positions = scores[order], positions[order]
+        if tie_key is not None:
+            positions = _ties_ordered(scores, positions, tie_key)
+        return scores[:k], positions[:k]
 
     def _postings(self, terms: Sequence[str], delta: ReadTerms) -> Mapping[str, _Postings]:
         """Return each term's postings, dead rows included."""
@@ -210,6 +208,20 @@ class LexicalSegments:
         if held.size < self.num_rows:
             held = np.zeros(self.num_rows + self.num_rows // 8 + 1024, dtype=np.float32)
         return held
+
+
+def _ties_ordered(scores: np.ndarray, positions: np.ndarray, tie_key: TieKey) -> np.ndarray:
+    """Return the positions of descending scores with those of equal ones ordered by their keys."""
+    equals_next = scores[:-1] == scores[1:]
+    if not equals_next.any():
+        return positions
+    in_tie = np.append(equals_next, False) | np.insert(equals_next, 0, False)
+    tied = np.flatnonzero(in_tie)
+    # Only these need their keys. Sorted by score first, each stretch of equals stays where it is.
+    keys = dict(zip(tied.tolist(), tie_key(positions[tied]), strict=True))
+    ordered = positions.copy()
+    ordered[tied] = positions[sorted(tied.tolist(), key=lambda row: (-scores[row], keys[row]))]
+    return ordered
 
 
 def _decided(

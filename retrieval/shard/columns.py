@@ -215,8 +215,9 @@ class Columns:
     def chunk_prefixes(self, codes: np.ndarray) -> list[str]:
         """Return what the ids of documents' chunks begin with: id and content, parted by a colon."""
         named, content = self._columns["document_id"], self._columns["content_hash"]
+        ids, digests = named.words, content.words
         pairs = zip(named.values_E[codes].tolist(), content.values_E[codes].tolist(), strict=True)
-        return [f"{named.words[name]}:{content.words[digest]}" for name, digest in pairs]
+        return [f"{ids[name]}:{digests[digest]}" for name, digest in pairs]
 
     def tenants(self, codes: np.ndarray) -> list[str]:
         """Return the tenants of documents."""

@@ -291,8 +291,10 @@ class VersionIndex:
         if len(scores_K) > limit:
             kept = scores_K >= scores_K[limit - 1]
             scores_K, positions_K = scores_K[kept], positions_K[kept]
-        pairs = zip(self.contents.chunk_ids(positions_K), scores_K.tolist(), strict=True)
-        return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:limit]
+        pairs = list(zip(self.contents.chunk_ids(positions_K), scores_K.tolist(), strict=True))
+        if bool((scores_K[:-1] <= scores_K[1:]).any()):
+            pairs.sort(key=lambda pair: (-pair[1], pair[0]))
+        return pairs[:limit]
 
     def _lexical_leg(
         self, snapshot: Snapshot, request: SearchRequest, selection: Selection, stats: TermStats | None
