@@ -1,13 +1,14 @@
-"""Search results on their way between two processes, as plain tuples.
+"""Search results and passages on their way between two processes, as plain tuples.
 
 Pickling a frozen slotted dataclass runs Python code for each object: 3.5 ms both ways for 32 results of 10
-passages, against 0.8 ms as tuples, packing included. A search in the index takes little longer. All results
-of a call are of one moment, so equal chunk ids of equal extent are equal passages.
+passages, against 0.8 ms as tuples, packing included; 1.7 against 0.6 ms for 160 passages. A search in the
+index takes little longer. All results of a call are of one moment, so equal chunk ids of equal extent are
+equal passages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any
@@ -72,3 +73,13 @@ def unpack(packed: Sequence[PackedResult]) -> list[SearchResult]:
         )
         for hits, found, *rest, stages, explanation in packed
     ]
+
+
+def pack_passages(passages: Mapping[str, Passage]) -> dict[str, tuple[Any, ...]]:
+    """Return passages by chunk id as tuples."""
+    return {chunk_id: _passage(passage) for chunk_id, passage in passages.items()}
+
+
+def unpack_passages(packed: Mapping[str, tuple[Any, ...]]) -> dict[str, Passage]:
+    """Return the passages `pack_passages` was given."""
+    return {chunk_id: Passage(*values) for chunk_id, values in packed.items()}

@@ -23,13 +23,15 @@ from retrieval.embedding.actor import EMBEDDER_NAME, ActorEmbedder, EmbedderActo
 from retrieval.errors import IndexUnavailable, ShardMoved
 from retrieval.graph.types import TextModel
 from retrieval.ingestion.embedders import LoadEmbedder
-from retrieval.packed import pack, unpack
+from retrieval.packed import pack, pack_passages, unpack, unpack_passages
 from retrieval.sharding.node import ShardNode
 from retrieval.sharding.placement import Placement, read_placement, write_placement
 from retrieval.sharding.shard_copy import Answered, Call, ShardCopy
 from retrieval.types import Embedder
 
-_SEARCH = "search"
+_PACK: dict[str, Callable[[Any], Any]] = {"search": pack, "passages": pack_passages}
+"""By method: how its answer is made ready for another process."""
+_UNPACK: dict[str, Callable[[Any], Any]] = {"search": unpack, "passages": unpack_passages}
 _CLOSE_S = 30.0
 
 
@@ -116,7 +118,8 @@ class IndexShardActor:
     async def answer(self, generation: int, call: Call, timeout_s: float) -> Answered:
         """Return what a method of the copy of a generation returns."""
         answered = await (await self._node(generation)).answer(call, timeout_s)
-        return Answered(pack(answered.value), answered.seq) if call.method == _SEARCH else answered
+        packing = _PACK.get(call.method)
+        return answered if packing is None else Answered(packing(answered.value), answered.seq)
 
     async def placement(self) -> Placement:
         """Return the map of shards as this actor knows it."""
@@ -197,7 +200,8 @@ class ActorShard:
         value, seq = await answer_once(
             "the index shard", timeout_s, lambda: self.handle.answer.remote(self._generation, call, timeout_s)
         )
-        return Answered(unpack(value), seq) if call.method == _SEARCH else Answered(value, seq)
+        unpacking = _UNPACK.get(call.method)
+        return Answered(value if unpacking is None else unpacking(value), seq)
 
 
 class ActorHosts:

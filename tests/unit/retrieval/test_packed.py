@@ -3,7 +3,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 
-from retrieval.packed import pack, unpack
+from retrieval.packed import pack, pack_passages, unpack, unpack_passages
 from retrieval.types import Explanation, Hit, Passage, SearchResult, Stage
 
 HIT = Hit("d:h:0", 0.75, 0, dense_score=0.5, lexical_score=None)
@@ -40,3 +40,10 @@ def test_a_grown_passage_stays_apart_from_its_own_chunk():
     packed = pack(results)
     assert packed[0][1][0] is packed[2][1][0]
     assert unpack(pickle.loads(pickle.dumps(packed))) == results
+
+
+def test_passages_survive_packing_and_hold_no_object_of_ours():
+    passages = {"d:h:0": PASSAGE, "d:h:1": replace(PASSAGE, chunk_id="d:h:1", page=None)}
+    packed = pickle.dumps(pack_passages(passages))
+    assert b"retrieval" not in packed
+    assert unpack_passages(pickle.loads(packed)) == passages
