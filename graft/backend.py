@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 from agents.budget import Budget
 from agents.events import RunEvent
 from agents.state import ChatTurn, RunResult, ThreadInfo
-from retrieval.admin import IndexAdmin
+from retrieval.admin import ShardedAdmin
 from retrieval.graph_admin import GraphAdmin
 from retrieval.ingestion.bulk import BulkProgress, BulkResult, SourceFile
 from retrieval.types import DocumentStore, Metadata, Retriever
@@ -120,7 +120,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def index(self) -> IndexAdmin:
+    def index(self) -> ShardedAdmin:
         """Return the operations on the index."""
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,14 @@ class Graft:
     def connect(cls, address: str | None = None, *, token: str | None = None) -> Graft:
         """Attach to a running platform; arguments and errors as in `AsyncGraft.connect`."""
         return cls._open(lambda: AsyncGraft.connect(address, token=token))
+
+    @staticmethod
+    def restore(snapshot: str | Path, config: GraftConfig | None = None) -> Path | None:
+        """Put a snapshot in place of the index of a platform that does not run; as `AsyncGraft.restore`."""
+        from graft.config import load_config
+        from graft.restore import restore
+
+        return restore(Path(snapshot), config or load_config())
 
     @classmethod
     def _open(cls, opened: Callable[[], Any]) -> Graft:

@@ -15,17 +15,18 @@ from graft.cli_platform import (
     LibraryName,
     Overrides,
     load,
-    one_of,
     open_platform,
     print_json,
+    print_table,
     show_stage,
 )
 from graft.graph_cli import graph_app
 from graft.index_cli import index_app
+from graft.search_cli import search
+from graft.shards_cli import promote, reshard, shards
 
 if TYPE_CHECKING:
     from graft.blocking import Graft
-    from retrieval.types import SearchResult
 
 app = typer.Typer(
     name="graft",
@@ -34,6 +35,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+index_app.command()(shards)
+index_app.command()(reshard)
+index_app.command()(promote)
+app.command()(search)
 app.add_typer(index_app, name="index")
 app.add_typer(graph_app, name="graph")
 
@@ -94,56 +99,6 @@ def ask(
 
 
 @app.command()
-def search(
-    query: str,
-    k: Annotated[int, typer.Option("-k", help="Passages to show.")] = 5,
-    library: LibraryName = None,
-    where: Annotated[
-        str | None, typer.Option("--where", help='Filter, e.g. \'year >= 1990 and lang in ("en", "de")\'.')
-    ] = None,
-    mode: Annotated[str, typer.Option(help="hybrid, dense or lexical.")] = "hybrid",
-    rerank: Annotated[str, typer.Option(help="auto, none, maxsim or cross_encoder.")] = "auto",
-    version: Annotated[str | None, typer.Option(help="Index version or alias that answers.")] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Say how each hit came about.")] = False,
-    as_json: AsJson = False,
-    config: ConfigFile = None,
-    overrides: Overrides = None,
-) -> None:
-    """Find passages without asking the language model."""
-    from typing import get_args
-
-    from graft.wire import to_json
-    from retrieval.types import Rerank, SearchMode
-
-    with open_platform(load(config, overrides), parts=("retrieval",)) as platform:
-        result = platform.search(
-            query,
-            k=k,
-            library=library,
-            filter=where,
-            mode=one_of("--mode", mode, get_args(SearchMode)),
-            rerank=one_of("--rerank", rerank, get_args(Rerank)),
-            version=version,
-            explain=explain,
-        )
-    if as_json:
-        print_json(to_json(result))
-        return
-    from rich.console import Console
-    from rich.markup import escape
-
-    console = Console()
-    for hit, passage in zip(result.hits, result.passages, strict=True):
-        page = f", page {passage.page}" if passage.page else ""
-        console.print(f"[green]{hit.score:.3f}[/] [bold]{escape(passage.document)}[/]{page}")
-        console.print(passage.text, markup=False, style="dim")
-    if explain:
-        _show_explanation(console, result)
-    if not result.hits:
-        console.print("No documents yet: add some with `graft ingest PATH`.", markup=False)
-
-
-@app.command()
 def ingest(
     paths: Annotated[list[Path], typer.Argument(help="Files or folders.")],
     library: Annotated[str, typer.Option("--library", help="Where they go; made when new.")] = "default",
@@ -152,6 +107,7 @@ def ingest(
         typer.Option("--metadata", help="field=value, for every file; value is JSON or text."),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Then follow the one folder until Ctrl-C.")] = False,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait for them.")] = 600.0,
     as_json: AsJson = False,
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -163,9 +119,9 @@ def ingest(
     fields = _fields(metadata)
     with open_platform(load(config, overrides), parts=("retrieval",)) as platform:
         if watch:
-            _watch(platform, paths, library, as_json)
+            _watch(platform, paths, library, fields, as_json)
             return
-        documents = platform.ingest(paths, library=library, metadata=fields)
+        documents = platform.ingest(paths, library=library, metadata=fields, timeout_s=timeout_s)
     if as_json:
         print_json([to_json(document) for document in documents])
     else:
@@ -190,6 +146,25 @@ def documents(
         print_json([to_json(document) for document in found])
     else:
         _show_documents(found)
+
+
+@app.command()
+def libraries(as_json: AsJson = False, config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """List libraries and how much each holds."""
+    from graft.wire import to_json
+
+    with open_platform(load(config, overrides), parts=("retrieval",)) as platform:
+        found = platform.libraries()
+    if as_json:
+        print_json([to_json(item) for item in found])
+    else:
+        print_table(
+            ("library", "ready", "documents", "chunks"),
+            [
+                (item.name, f"{item.num_ready:,}", f"{item.num_documents:,}", f"{item.num_chunks:,}")
+                for item in found
+            ],
+        )
 
 
 @app.command()
@@ -274,13 +249,15 @@ def _fields(given: list[str] | None) -> dict[str, Any] | None:
     return fields
 
 
-def _watch(platform: Graft, paths: list[Path], library: str, as_json: bool) -> None:
+def _watch(
+    platform: Graft, paths: list[Path], library: str, metadata: dict[str, Any] | None, as_json: bool
+) -> None:
     from dataclasses import asdict
 
     if len(paths) != 1:
         raise typer.BadParameter(f"--watch follows one folder; got {len(paths)} paths")
     try:
-        for item in platform.watch(paths[0], library=library):
+        for item in platform.watch(paths[0], library=library, metadata=metadata):
             if as_json:
                 typer.echo(json.dumps(asdict(item), ensure_ascii=False))
             else:
@@ -289,42 +266,15 @@ def _watch(platform: Graft, paths: list[Path], library: str, as_json: bool) -> N
         typer.echo("stopped watching; everything ingested stays", err=True)
 
 
-def _show_explanation(console: Any, result: SearchResult) -> None:
-    """Print the stages of a search and, by hit, its score at each."""
-    if result.explanation is not None:
-        seen = result.explanation
-        console.print(
-            f"version {seen.version}  epoch {seen.epoch}  terms {' '.join(seen.terms)}", markup=False
-        )
-        for shard, plan in seen.plans.items():
-            console.print(f"{shard} at {seen.seqs[shard]}: {plan}", markup=False)
-    for stage in result.stages:
-        took = f"skipped: {stage.skipped}" if stage.skipped else f"{stage.ms:.1f} ms"
-        console.print(f"  {stage.name:<14} {took}", markup=False)
-    for hit in result.hits:
-        scores = (("dense", hit.dense_score), ("bm25", hit.lexical_score), ("fused", hit.fused_score),
-                  ("rerank", hit.rerank_score), ("score", hit.score))  # fmt: skip
-        shown = "  ".join(f"{name} {score:.3f}" for name, score in scores if score is not None)
-        console.print(f"  {hit.rank + 1:>2} {hit.chunk_id}  {shown}", markup=False)
-
-
 def _show_documents(documents: list[Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("state", "library", "name", "pages", "chunks", "id", "cause", box=None, pad_edge=False)
-    for item in documents:
-        pages = "" if item.num_pages is None else str(item.num_pages)
-        table.add_row(
-            item.state,
-            item.library,
-            item.name,
-            pages,
-            str(item.num_chunks),
-            item.document_id,
-            item.error or "",
-        )
-    Console().print(table)
+    print_table(
+        ("state", "library", "name", "pages", "chunks", "id", "cause"),
+        [
+            (item.state, item.library, item.name, "" if item.num_pages is None else str(item.num_pages),
+             str(item.num_chunks), item.document_id, item.error or "")
+            for item in documents
+        ],
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -57,6 +57,18 @@ def one_of(option: str, value: str, known: tuple[Any, ...]) -> Any:
     return value
 
 
+def print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print a table for people."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)
+
+
 def print_json(value: Any) -> None:
     """Print a value for programs."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -11,13 +11,15 @@ from anyio.from_thread import BlockingPortal
 from graft.exchange import read_records, write_records
 from graft.twin import async_stream, async_twin, sync_stream, sync_twin
 from retrieval.admin import (
-    IndexAdmin,
     IngestProgress,
     RecallEstimate,
     SegmentReport,
+    ShardCopyReport,
+    ShardedAdmin,
     SnapshotInfo,
     VersionChange,
 )
+from retrieval.sharding.placement import Placement
 from retrieval.types import DEFAULT_LIBRARY, DocumentStore, Record
 from retrieval.versions import IndexKind, TokenCodec, VectorCodec, VersionInfo, VersionState
 
@@ -26,9 +28,9 @@ EXCHANGE_BATCH = 256
 
 
 class AsyncIndex:
-    """Versions, compaction, snapshots, recall, progress, import and export of an index."""
+    """Versions, compaction, shards, snapshots, recall, progress, import and export of an index."""
 
-    def __init__(self, admin: IndexAdmin, store: DocumentStore, tenant: str) -> None:
+    def __init__(self, admin: ShardedAdmin, store: DocumentStore, tenant: str) -> None:
         self._admin = admin
         self._store = store
         self._tenant = tenant
@@ -130,6 +132,33 @@ class AsyncIndex:
         """Return how many of the true nearest chunks the index finds, with a 95 % interval."""
         return await self._admin.estimate_recall(num_queries, version=version)
 
+    async def shards(self) -> list[ShardCopyReport]:
+        """Return every copy of every shard: whether it answers, and how far its log is."""
+        return await self._admin.copies()
+
+    async def reshard(self, num_shards: int) -> Placement:
+        """Spread the documents over another number of shards while they answer, and return the new map.
+
+        Raises:
+            InvalidVersion: `num_shards` is out of its bounds, or another change is under way.
+            IndexUnavailable: A shard does not answer; the shards before go on as they were.
+            StorageFull: The disk has no room for the copy; the shards before go on as they were.
+        """
+        return await self._admin.reshard(num_shards)
+
+    async def promote(self, shard: int, slot: int | None = None) -> Placement:
+        """Let another copy of a shard take its writes, for a primary that is gone for good.
+
+        Args:
+            shard: Number of the shard.
+            slot: The copy; None for the one that is furthest.
+
+        Raises:
+            InvalidVersion: There is no such shard or copy.
+            IndexUnavailable: No other copy answers, or the copy lacks writes that were acknowledged.
+        """
+        return await self._admin.promote(shard, slot)
+
     async def snapshot(self, folder: str | Path) -> SnapshotInfo:
         """Copy the whole index, while it answers, into an empty folder of the platform's machine.
 
@@ -203,6 +232,12 @@ class Index:
     acompact = async_twin(AsyncIndex.compact)
     estimate_recall = sync_twin(AsyncIndex.estimate_recall)
     aestimate_recall = async_twin(AsyncIndex.estimate_recall)
+    shards = sync_twin(AsyncIndex.shards)
+    ashards = async_twin(AsyncIndex.shards)
+    reshard = sync_twin(AsyncIndex.reshard)
+    areshard = async_twin(AsyncIndex.reshard)
+    promote = sync_twin(AsyncIndex.promote)
+    apromote = async_twin(AsyncIndex.promote)
     snapshot = sync_twin(AsyncIndex.snapshot)
     asnapshot = async_twin(AsyncIndex.snapshot)
     progress = sync_twin(AsyncIndex.progress)

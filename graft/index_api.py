@@ -61,6 +61,19 @@ class RecallBody(_Body):
     version: str | None = None
 
 
+class ReshardBody(_Body):
+    """How many shards there are to be."""
+
+    num_shards: int
+
+
+class PromoteBody(_Body):
+    """The copy of a shard that is to take its writes; None for the one that is furthest."""
+
+    shard: int
+    slot: int | None = None
+
+
 class SnapshotBody(_Body):
     """Where a snapshot goes."""
 
@@ -129,6 +142,18 @@ def index_router(graft: AsyncGraft) -> APIRouter:
     @router.post("/index/recall")
     async def recall(body: RecallBody) -> Any:
         return to_json(await graft.index.estimate_recall(body.num_queries, version=body.version))
+
+    @router.get("/index/shards")
+    async def shards() -> Any:
+        return {"shards": [to_json(item) for item in await graft.index.shards()]}
+
+    @router.post("/index/reshard")
+    async def reshard(body: ReshardBody) -> Any:
+        return to_json(await graft.index.reshard(body.num_shards))
+
+    @router.post("/index/promote")
+    async def promote(body: PromoteBody) -> Any:
+        return to_json(await graft.index.promote(body.shard, body.slot))
 
     @router.post("/index/snapshot")
     async def snapshot(body: SnapshotBody) -> Any:

@@ -16,6 +16,7 @@ from graft.cli_platform import (
     one_of,
     open_platform,
     print_json,
+    print_table,
 )
 
 if TYPE_CHECKING:
@@ -189,14 +190,9 @@ def snapshot(
 @index_app.command()
 def restore(folder: Path, config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Put a snapshot in place of the index of a stopped platform; what was there is kept beside it."""
-    from graft.errors import StartError
-    from graft.running import find_running
-    from retrieval.restore import restore_index
+    from graft.restore import restore as restore_snapshot
 
-    home = load(config, overrides).home
-    if (running := find_running(home)) is not None:
-        raise StartError(f"process {running.pid} serves {home}; stop it first with `graft down`")
-    kept = restore_index(folder, home / "index")
+    kept = restore_snapshot(folder, load(config, overrides))
     typer.echo(f"restored {folder}" + (f"; what was there is in {kept}" if kept else ""))
 
 
@@ -290,11 +286,5 @@ def _show_segments(found: list[SegmentReport], as_json: bool) -> None:
 def _show(values: list[Any], head: tuple[str, ...], rows: list[tuple[str, ...]], as_json: bool) -> None:
     if as_json:
         print_json(values)
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*head, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    else:
+        print_table(head, rows)

@@ -11,8 +11,16 @@ from pathlib import Path
 
 from graft.http_client import HttpClient
 from graft.wire import from_json, search_to_json, to_json
-from retrieval.admin import IngestProgress, RecallEstimate, SegmentReport, SnapshotInfo, VersionChange
+from retrieval.admin import (
+    IngestProgress,
+    RecallEstimate,
+    SegmentReport,
+    ShardCopyReport,
+    SnapshotInfo,
+    VersionChange,
+)
 from retrieval.errors import IngestTimeout
+from retrieval.sharding.placement import Placement
 from retrieval.types import (
     DEFAULT_LIBRARY,
     DEFAULT_TENANT,
@@ -133,7 +141,7 @@ class RemoteStore:
 
 
 class RemoteIndex:
-    """An `IndexAdmin` over HTTP."""
+    """A `ShardedAdmin` over HTTP."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
@@ -202,6 +210,21 @@ class RemoteIndex:
         return from_json(
             RecallEstimate, (await self._http.call("POST", "/v1/index/recall", json=body)).json()
         )
+
+    async def copies(self) -> list[ShardCopyReport]:
+        """Return every copy of every shard: whether it answers, and how far its log is."""
+        response = await self._http.call("GET", "/v1/index/shards")
+        return [from_json(ShardCopyReport, item) for item in response.json()["shards"]]
+
+    async def reshard(self, num_shards: int) -> Placement:
+        """Spread the documents over another number of shards; see `ShardedAdmin.reshard`."""
+        response = await self._http.call("POST", "/v1/index/reshard", json={"num_shards": num_shards})
+        return from_json(Placement, response.json())
+
+    async def promote(self, shard: int, slot: int | None = None) -> Placement:
+        """Let another copy of a shard take its writes; see `ShardedAdmin.promote`."""
+        response = await self._http.call("POST", "/v1/index/promote", json={"shard": shard, "slot": slot})
+        return from_json(Placement, response.json())
 
     async def snapshot(self, folder: Path) -> SnapshotInfo:
         """Copy the whole index into a folder of the platform's machine."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -91,6 +92,26 @@ class AsyncGraft:
         from graft.remote import RemotePlatform
 
         return cls(await RemotePlatform.connect(address, token=token))
+
+    @staticmethod
+    async def restore(snapshot: PathLike, config: GraftConfig | None = None) -> Path | None:
+        """Put a snapshot in place of the index of a platform that does not run.
+
+        Args:
+            snapshot: The folder that `index.snapshot` wrote.
+            config: Names the home folder; None reads `graft.toml` of the current folder, or the defaults.
+
+        Returns:
+            Where the index that was there is now; None when there was none.
+
+        Raises:
+            StartError: A platform runs from the home folder.
+            IndexUnavailable: The folder is torn or no snapshot.
+        """
+        from graft.config import load_config
+        from graft.restore import restore
+
+        return await asyncio.to_thread(restore, Path(snapshot), config or load_config())
 
     async def __aenter__(self) -> Self:
         return self
@@ -266,7 +287,9 @@ class AsyncGraft:
         """
         return await self._backend.store.wait_ready(document_ids, timeout_s=timeout_s, tenant=self._tenant)
 
-    def watch(self, folder: PathLike, *, library: str = DEFAULT_LIBRARY) -> AsyncIterator[Watched]:
+    def watch(
+        self, folder: PathLike, *, library: str = DEFAULT_LIBRARY, metadata: Metadata | None = None
+    ) -> AsyncIterator[Watched]:
         """Ingest a folder and follow it: yields what became of each file, until the iterator is closed.
 
         A document is deleted when its file is removed while the folder is watched.
@@ -276,7 +299,7 @@ class AsyncGraft:
         """
         from graft.watching import watch
 
-        return watch(self, Path(folder), library=library)
+        return watch(self, Path(folder), library=library, metadata=metadata)
 
     async def delete(self, document_id: str) -> None:
         """Remove a document; when this returns, no query finds it."""

@@ -12,7 +12,7 @@ from graft.folders import DOCUMENT_SUFFIXES, document_files, document_name
 from graft.sdk import AsyncGraft
 from retrieval.errors import InvalidDocument, UnknownDocument
 from retrieval.extraction.files import read_file
-from retrieval.types import DEFAULT_LIBRARY, Document, DocumentState
+from retrieval.types import DEFAULT_LIBRARY, Document, DocumentState, Metadata
 
 if TYPE_CHECKING:
     from watchfiles.main import FileChange
@@ -37,7 +37,9 @@ class Watched:
     """Why it failed or was refused."""
 
 
-async def watch(graft: AsyncGraft, folder: Path, *, library: str = DEFAULT_LIBRARY) -> AsyncIterator[Watched]:
+async def watch(
+    graft: AsyncGraft, folder: Path, *, library: str = DEFAULT_LIBRARY, metadata: Metadata | None = None
+) -> AsyncIterator[Watched]:
     """Ingest a folder, then follow it until the iterator is closed.
 
     A document is deleted when its file is removed during the watch, not when it was gone before: what was
@@ -47,6 +49,7 @@ async def watch(graft: AsyncGraft, folder: Path, *, library: str = DEFAULT_LIBRA
         graft: The platform.
         folder: The folder, with its subfolders.
         library: Where the documents go.
+        metadata: Typed fields of every one of them; None keeps those they have.
 
     Raises:
         InvalidDocument: The folder does not exist.
@@ -66,7 +69,7 @@ async def watch(graft: AsyncGraft, folder: Path, *, library: str = DEFAULT_LIBRA
             name = document_name(path, folder)
             try:
                 data = await asyncio.to_thread(read_file, path, graft.max_document_bytes, root=folder)
-                added.append(await graft.add(name, data, library=library))
+                added.append(await graft.add(name, data, library=library, metadata=metadata))
             except InvalidDocument as error:
                 if not await asyncio.to_thread(path.exists):
                     if await _delete(graft, name, library):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from retrieval.sharding.placement import Placement
 from retrieval.types import DEFAULT_TENANT, Record
 from retrieval.versions import IndexKind, TokenCodec, VectorCodec, VersionInfo
 
@@ -77,6 +78,24 @@ class SegmentReport:
     """Memory it holds, mapped files left out."""
     built_recall: float | None
     """recall@10 measured when the base was built; None for exact ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCopyReport:
+    """Where one copy of one shard stands."""
+
+    shard: int
+    """Number of the shard."""
+    name: str
+    """The shard's name."""
+    slot: int
+    """Number of the copy among the shard's."""
+    is_primary: bool
+    """Whether it takes the writes."""
+    seq: int | None
+    """Its log position; None where it does not answer."""
+    error: str | None
+    """Why it does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,4 +229,35 @@ class IndexAdmin(Protocol):
         self, *, library: str | None = None, tenant: str = DEFAULT_TENANT, batch: int = 256
     ) -> AsyncIterator[Sequence[Record]]:
         """Yield every searchable chunk of the active version as a record with its vector, in batches."""
+        ...
+
+
+class ShardedAdmin(IndexAdmin, Protocol):
+    """Operations on an index that is spread over shards, and the shards' copies."""
+
+    async def copies(self) -> list[ShardCopyReport]:
+        """Return where every copy of every shard stands."""
+        ...
+
+    async def reshard(self, num_shards: int) -> Placement:
+        """Spread the documents over another number of shards while they answer, and return the new map.
+
+        Raises:
+            InvalidVersion: `num_shards` is out of its bounds, or another change is under way.
+            IndexUnavailable: A shard does not answer; the shards before go on as they were.
+            StorageFull: The disk has no room for the copy; the shards before go on as they were.
+        """
+        ...
+
+    async def promote(self, shard: int, slot: int | None = None) -> Placement:
+        """Let another copy of a shard take its writes, for a primary that is gone for good.
+
+        Args:
+            shard: Number of the shard.
+            slot: The copy; None for the one that is furthest.
+
+        Raises:
+            InvalidVersion: There is no such shard or copy.
+            IndexUnavailable: No other copy answers, or the copy lacks writes that were acknowledged.
+        """
         ...

@@ -13,6 +13,8 @@ PACKAGED_EMBEDDER = "packaged"
 
 MIB = 1024 * 1024
 
+MAX_SHARDS = 1024
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "vector_codec": get_args(VectorCodec),
     "token_codec": get_args(TokenCodec),
@@ -60,7 +62,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "shadow_share": (0.0, 1.0),
     "keep_versions": (0, 1024),
     "call_timeout_s": (0.1, 86_400),
-    "num_shards": (1, 1024),
+    "num_shards": (0, MAX_SHARDS),
     "num_replicas": (0, 16),
     "max_queued_searches": (1, 1_000_000),
     "search_batch": (1, 1024),
@@ -185,8 +187,9 @@ class RetrievalConfig:
     """Retired index versions kept for a rollback; older ones are removed after a switch."""
     call_timeout_s: float = 60.0
     """Longest wait for an actor to answer a call, its restart included; document waits have their own."""
-    num_shards: int = 1
-    """Parts the documents are spread over, each with its own file and process; `reshard` changes it later."""
+    num_shards: int = 0
+    """Parts the documents are spread over, each with its own file and process; 0 for as many as the index
+    has, and one for a new index. `graft index reshard` changes it later."""
     num_replicas: int = 0
     """Copies of each shard beside its primary; they follow its log and answer searches."""
     max_queued_searches: int = 4096

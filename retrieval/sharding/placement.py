@@ -73,13 +73,17 @@ def generation_folder(root: Path, generation: int) -> Path:
 def open_placement(root: Path, num_shards: int) -> Placement:
     """Return the stored map, made now in a new folder.
 
+    Args:
+        root: Folder of the map.
+        num_shards: Shards it must have; 0 for as many as there are, and one in a new folder.
+
     Raises:
         IndexUnavailable: The folder holds another number of shards than asked for, or a map not ours.
     """
     stored = read_placement(root)
     if stored is None:
         # A folder from before shards existed holds one, in the root.
-        here = 1 if (root / "shard.sqlite3").exists() else num_shards
+        here = 1 if (root / "shard.sqlite3").exists() else num_shards or 1
         stored = Placement(here)
         _check(stored, num_shards, root)
         write_placement(root, stored)
@@ -110,8 +114,8 @@ def write_placement(root: Path, placement: Placement) -> None:
 
 
 def _check(stored: Placement, num_shards: int, root: Path) -> None:
-    if stored.num_shards != num_shards:
+    if num_shards not in (0, stored.num_shards):
         raise IndexUnavailable(
             f"the index in '{root}' has {stored.num_shards} shard(s), and num_shards={num_shards}; set "
-            f"retrieval.num_shards={stored.num_shards}, and call reshard({num_shards}) to change it"
+            f"retrieval.num_shards=0, start, and run `graft index reshard {num_shards}` to change it"
         )

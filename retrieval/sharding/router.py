@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from retrieval.config import RetrievalConfig
-from retrieval.errors import IndexUnavailable, InvalidSearch, InvalidVersion, RetrievalError
+from retrieval.admin import ShardCopyReport
+from retrieval.config import MAX_SHARDS, RetrievalConfig
+from retrieval.errors import IndexUnavailable, InvalidVersion, RetrievalError
 from retrieval.ingestion.embedders import Embedders
 from retrieval.sharding.index_views import IndexViews
 from retrieval.sharding.placement import Placement, write_placement
@@ -34,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 _DRAIN_S = 30.0
 _PROMOTE_S = 30.0
+_STATUS_S = 5.0
 _FOLLOW_S = 1.0
 
 
@@ -123,6 +125,21 @@ class Router(RoutedDocuments, RoutedTakingIn, RoutedSearch, RoutedAdmin):
             self._following = self._following or asyncio.create_task(self._follow_configuration())
         return found
 
+    async def copies(self) -> list[ShardCopyReport]:
+        """Return where every copy of every shard stands."""
+
+        async def report(number: int, shard: ReplicaSet, slot: int) -> ShardCopyReport:
+            seq, cause = None, None
+            try:
+                seq = (await shard.call_slot(slot, Call("seq"), _STATUS_S)).value
+            except IndexUnavailable as error:
+                cause = str(error)
+            return ShardCopyReport(number, shard.name, slot, slot == shard.primary, seq, cause)
+
+        return await asyncio.gather(
+            *(report(number, shard, slot) for number, shard in enumerate(self.shards) for slot in shard.slots)
+        )
+
     async def passages(
         self, chunk_ids: Sequence[str], *, tenant: str = DEFAULT_TENANT
     ) -> list[Passage | None]:
@@ -141,15 +158,9 @@ class Router(RoutedDocuments, RoutedTakingIn, RoutedSearch, RoutedAdmin):
         return [found.get(chunk_id) for chunk_id in chunk_ids]
 
     async def reshard(self, num_shards: int) -> Placement:
-        """Spread the documents over another number of shards while they answer, and return the new map.
-
-        Raises:
-            InvalidVersion: `num_shards` is out of its bounds, or another change is under way.
-            IndexUnavailable: A shard does not answer; the shards before go on as they were.
-            StorageFull: The disk has no room for the copy; the shards before go on as they were.
-        """
-        if num_shards < 1:
-            raise InvalidSearch(f"num_shards must be at least 1; got {num_shards}")
+        """Spread the documents over another number of shards; see `ShardedAdmin.reshard`."""
+        if not 1 <= num_shards <= MAX_SHARDS:
+            raise InvalidVersion(f"num_shards must be from 1 to {MAX_SHARDS:,}; got {num_shards}")
         if self._changing.locked():
             raise InvalidVersion("a reshard or a promotion is under way; wait until it has ended")
         async with self._changing:
@@ -173,18 +184,16 @@ class Router(RoutedDocuments, RoutedTakingIn, RoutedSearch, RoutedAdmin):
             return placement
 
     async def promote(self, shard: int, slot: int | None = None) -> Placement:
-        """Let another copy of a shard take its writes, for a primary that is gone for good.
-
-        Args:
-            shard: Number of the shard.
-            slot: The copy; None for the one that is furthest.
-
-        Raises:
-            IndexUnavailable: No other copy answers, or the copy lacks writes that were acknowledged.
-        """
+        """Let another copy of a shard take its writes; see `ShardedAdmin.promote`."""
         async with self._changing:
             now = self._topology.now
+            if not 0 <= shard < len(now.shards):
+                raise InvalidVersion(f"there is no shard {shard}; they are 0 to {len(now.shards) - 1}")
             copies = now.shards[shard]
+            if slot is not None and slot not in copies.slots:
+                raise InvalidVersion(
+                    f"{copies.name} has no copy {slot}; it has {len(copies.slots)}, from 0 on"
+                )
             others = [other for other in copies.slots if other != copies.primary and slot in (None, other)]
             answers = await asyncio.gather(
                 *(copies.call_slot(other, Call("seq"), _PROMOTE_S) for other in others),

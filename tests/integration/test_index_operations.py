@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_cli import graft as command
 
-from graft import Graft, Index, Record, VersionState
+from graft import Graft, GraftConfig, Index, Record, VersionState
 from graft.index import AsyncIndex
 from retrieval.errors import (
     InvalidDocument,
@@ -156,6 +156,8 @@ def test_snapshot_holds_what_was_acknowledged(graft: Graft, library: str, tmp_pa
     assert taken.seqs
     with pytest.raises(InvalidDocument, match="copy"):
         graft.index.snapshot(tmp_path / "copy")
+    assert Graft.restore(tmp_path / "copy", GraftConfig(home=tmp_path / "home")) is None
+    assert (tmp_path / "home" / "index" / "shard.sqlite3").exists()
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])

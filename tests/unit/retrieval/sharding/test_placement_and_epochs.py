@@ -33,8 +33,14 @@ def test_documents_spread_evenly() -> None:
 def test_map_is_checked_at_open(tmp_path: Path) -> None:
     assert open_placement(tmp_path, 3) == Placement(3)
     assert open_placement(tmp_path, 3) == Placement(3)
-    with pytest.raises(IndexUnavailable, match=r"has 3 shard\(s\), and num_shards=2.*reshard\(2\)"):
+    with pytest.raises(IndexUnavailable, match=r"has 3 shard\(s\), and num_shards=2.*reshard 2"):
         open_placement(tmp_path, 2)
+
+
+def test_zero_takes_the_shards_there_are_and_one_in_a_new_folder(tmp_path: Path) -> None:
+    assert open_placement(tmp_path / "new", 0) == open_placement(tmp_path / "new", 0) == Placement(1)
+    write_placement(tmp_path, Placement(3, generation=2))
+    assert open_placement(tmp_path, 0) == Placement(3, generation=2)
 
 
 def test_folder_from_before_shards_holds_one(tmp_path: Path) -> None:
