@@ -99,7 +99,7 @@ class RefresherState:
     def from_json(cls, values: dict[str, Any]) -> RefresherState:
         """Return the state that `to_json` wrote; raises CheckpointError where it is none."""
         try:
-            return cls(
+            state = cls(
                 plan=RefreshPlan.from_json(values["plan"]),
                 step=int(values["step"]),
                 active=values["active"],
@@ -107,5 +107,8 @@ class RefresherState:
                 weights_hashes={int(number): text for number, text in values["weights_hashes"].items()},
                 index_fingerprint=values["index_fingerprint"],
             )
+            if not state.weights_hashes.keys() >= set(state.versions):
+                raise ValueError("it names no weights: checkpoint the state of the rank that drives")
+            return state
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the index state of the checkpoint cannot be read: {error!r}") from error
