@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from training.losses.emdr2 import emdr2_sequence_loss, emdr2_token_loss
     from training.losses.gather import gather_rows
     from training.losses.lm import concat_lm_loss, parallel_lm_loss
-    from training.losses.loop import loop_loss
+    from training.losses.loop import loop_loss, usefulness
     from training.losses.lsr import lsr_loss
     from training.losses.output import LossOutput
     from training.losses.passage_distribution import passage_log_probs
@@ -45,7 +45,7 @@ _HOMES = {
     "emdr2": ("emdr2_sequence_loss", "emdr2_token_loss"),
     "gather": ("gather_rows",),
     "lm": ("concat_lm_loss", "parallel_lm_loss"),
-    "loop": ("loop_loss",),
+    "loop": ("loop_loss", "usefulness"),
     "lsr": ("lsr_loss",),
     "output": ("LossOutput",),
     "passage_distribution": ("passage_log_probs",),
@@ -92,6 +92,7 @@ __all__ = [
     "retriever_loss",
     "rows_with_signal",
     "shared_answer_mask",
+    "usefulness",
 ]
 
 

@@ -105,7 +105,7 @@ class EntropyControlledTemperature:
         entropy_share: float = 0.5,
         decay: float = 0.9,
         initial_temperature: float = 1.0,
-        min_temperature: float = 1e-4,
+        min_temperature: float = 1e-6,
         max_temperature: float = 1e4,
         min_spread_nats: float = MIN_SPREAD_NATS,
     ) -> None:
