@@ -27,6 +27,7 @@ from graft.shards_cli import promote, reshard, shards
 
 if TYPE_CHECKING:
     from graft.blocking import Graft
+    from retrieval.types import Document
 
 app = typer.Typer(
     name="graft",
@@ -266,15 +267,20 @@ def _watch(
         typer.echo("stopped watching; everything ingested stays", err=True)
 
 
-def _show_documents(documents: list[Any]) -> None:
-    print_table(
-        ("state", "library", "name", "pages", "chunks", "id", "cause"),
-        [
-            (item.state, item.library, item.name, "" if item.num_pages is None else str(item.num_pages),
-             str(item.num_chunks), item.document_id, item.error or "")
-            for item in documents
-        ],
-    )  # fmt: skip
+def _show_documents(documents: list[Document]) -> None:
+    rows = [
+        (
+            item.state if item.share is None else f"{item.state} {item.share:.0%}",
+            item.library,
+            item.name,
+            "" if item.num_pages is None else str(item.num_pages),
+            str(item.num_chunks),
+            item.document_id,
+            item.error or "",
+        )
+        for item in documents
+    ]
+    print_table(("state", "library", "name", "pages", "chunks", "id", "cause"), rows)
 
 
 if __name__ == "__main__":

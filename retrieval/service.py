@@ -322,11 +322,18 @@ class LocalRetrieval(LocalAdmin):
 
     async def documents(self, *, library: str | None = None, tenant: str = DEFAULT_TENANT) -> list[Document]:
         """Return documents ordered by name."""
-        return await asyncio.to_thread(self._store.documents, library, tenant)
+        found = await asyncio.to_thread(self._store.documents, library, tenant)
+        return [self._with_share(document) for document in found]
 
     async def document(self, document_id: str, *, tenant: str = DEFAULT_TENANT) -> Document:
         """Return one document; raises UnknownDocument."""
-        return await asyncio.to_thread(self._store.document, document_id, tenant)
+        return self._with_share(await asyncio.to_thread(self._store.document, document_id, tenant))
+
+    def _with_share(self, document: Document) -> Document:
+        """Return a document with the share that is embedded, while it is being embedded."""
+        if document.state is not DocumentState.EMBEDDING:
+            return document
+        return replace(document, share=self._ingestor.pace.share_of(document.document_id))
 
     async def text(self, document_id: str, *, tenant: str = DEFAULT_TENANT) -> DocumentText:
         """Return the extracted text of a document that is or was ready; raises UnknownDocument."""

@@ -32,7 +32,7 @@ Fusion = Literal["convex", "rrf"]
 Rerank = Literal["auto", "none", "maxsim", "cross_encoder"]
 """What reorders the fused candidates; `auto` is MaxSim where the version keeps token codes, else none."""
 Expand = Literal["none", "parent", "neighbours"]
-"""What a hit's passage grows by: the rest of its section, or the chunks after it (RETRO)."""
+"""What a hit's passage grows by: the chunks on both sides (`parent_chunks`), or those after it (RETRO)."""
 SearchMode = Literal["hybrid", "dense", "lexical"]
 """Which legs answer: both, embeddings only, BM25 only."""
 
@@ -87,6 +87,8 @@ class Document:
     """Unix time of the last change of state or content."""
     metadata: Metadata = field(default_factory=dict[str, MetadataValue])
     """Typed fields that filters can name."""
+    share: float | None = None
+    """Share of its chunks that are embedded, 0 to 1, while it is being embedded; None otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ _PROGRESS = {
     DocumentState.QUEUED: ("Queued", 8),
     DocumentState.READING: ("Reading", 30),
     DocumentState.CHUNKING: ("Chunking", 55),
-    DocumentState.EMBEDDING: ("Embedding", 80),
+    DocumentState.EMBEDDING: ("Embedding", 60),
     DocumentState.READY: ("Ready", 100),
     DocumentState.FAILED: ("Failed", 100),
 }
@@ -72,7 +72,7 @@ def document_list(
 
 
 def _row(document: Document) -> str:
-    label, percent = _PROGRESS[document.state]
+    label, percent = _progress(document)
     state = document.state.value
     document_id, name = escape(document.document_id), escape(document.name)
     moving = (
@@ -94,6 +94,14 @@ def _row(document: Document) -> str:
         f'data-act="delete_document" data-id="{document_id}">Delete</button>'
         '<button type="button" data-act="keep">Keep</button></span></span></li>'
     )
+
+
+def _progress(document: Document) -> tuple[str, int]:
+    """Return how a document's state is called, and how long its bar is in percent."""
+    label, percent = _PROGRESS[document.state]
+    if document.share is None:
+        return label, percent
+    return f"{label} {document.share:.0%}", round(percent + document.share * (100 - percent))
 
 
 def _facts(document: Document) -> str:

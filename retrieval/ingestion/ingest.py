@@ -108,7 +108,8 @@ class Ingestor:
             reading = asyncio.create_task(self._next_group(), name="read-documents")
             try:
                 if group:
-                    with self.pace.group([cut.work for cut in group]):
+                    works, nums_chunks = [cut.work for cut in group], [len(cut.chunks) for cut in group]
+                    with self.pace.group(works, nums_chunks):
                         await self._make_ready(group)
                 group = await reading
             except RetrievalUnavailable as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from retrieval.truth.documents import Work
 
@@ -24,6 +24,19 @@ class UnderWay:
     """Chunks embedded."""
     num_chunks: int
     """Chunks they make; 0 until the first are embedded."""
+    chunks_of: Mapping[str, int]
+    """Chunks of each by its id, in the order they are embedded."""
+
+    def share_of(self, document_id: str) -> float | None:
+        """Return the share of a document's chunks that are embedded; None where that is not known."""
+        if document_id not in self.chunks_of or self.num_chunks not in (0, sum(self.chunks_of.values())):
+            return None  # After a failure the documents are embedded one by one.
+        before = 0
+        for other, num_chunks in self.chunks_of.items():
+            if other == document_id:
+                break
+            before += num_chunks
+        return min(max(self.chunks_done - before, 0) / max(self.chunks_of[document_id], 1), 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +54,17 @@ class Pace:
         self.under_way: UnderWay | None = None
 
     @contextlib.contextmanager
-    def group(self, works: Sequence[Work]) -> Iterator[None]:
-        """Count the block as the ingestion of documents."""
+    def group(self, works: Sequence[Work], nums_chunks: Sequence[int]) -> Iterator[None]:
+        """Count the block as the ingestion of documents.
+
+        Args:
+            works: The documents, in the order they are embedded.
+            nums_chunks: How many chunks each has.
+        """
         started = time.perf_counter()
         num_bytes = sum(len(work.data) for work in works)
-        self.under_way = UnderWay(num_bytes, 0, 0)
+        chunks_of = {work.document_id: count for work, count in zip(works, nums_chunks, strict=True)}
+        self.under_way = UnderWay(num_bytes, 0, 0, chunks_of)
         try:
             yield
         finally:
@@ -57,7 +76,12 @@ class Pace:
         """Note how far the documents under way are."""
         now = self.under_way
         if now is not None:
-            self.under_way = UnderWay(now.num_bytes, chunks_done, num_chunks)
+            self.under_way = replace(now, chunks_done=chunks_done, num_chunks=num_chunks)
+
+    def share_of(self, document_id: str) -> float | None:
+        """Return the share of a document's chunks that are embedded, while it is being embedded."""
+        now = self.under_way
+        return None if now is None else now.share_of(document_id)
 
     def chunks_per_s(self) -> float | None:
         """Return chunks made searchable a second lately; None before any was."""

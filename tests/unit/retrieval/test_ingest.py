@@ -17,8 +17,10 @@ from fakes_retrieval import HashEmbedder
 from retrieval.config import RetrievalConfig
 from retrieval.errors import IndexUnavailable, IngestTimeout, UnknownDocument, UnreadableDocument
 from retrieval.extraction.reading import ReadingProcess
-from retrieval.ingestion import ingest
+from retrieval.ingestion import embedding_work, ingest
+from retrieval.ingestion.ingest_progress import Pace
 from retrieval.service import LocalRetrieval
+from retrieval.truth.documents import Work
 from retrieval.types import Document, DocumentState, SearchRequest
 
 WAIT_S = 30.0
@@ -248,3 +250,43 @@ async def test_one_document_that_cannot_be_embedded_fails_alone(
     failed = [document for document in settled if document.state is DocumentState.FAILED]
     assert [document.name for document in failed] == ["poison.txt"]
     assert "ZeroDivisionError: poisoned" in (failed[0].error or "")
+
+
+async def test_share_of_a_document_grows_while_it_is_embedded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding_work, "SLICE_CHUNKS", 2)
+    steps, asked = asyncio.Semaphore(0), asyncio.Semaphore(0)
+
+    class SteppedEmbedder(HashEmbedder):
+        async def embed_passages(self, texts: Sequence[str]) -> np.ndarray:
+            asked.release()
+            await steps.acquire()
+            return await super().embed_passages(texts)
+
+    config = RetrievalConfig(chunk_tokens=16, chunk_overlap_tokens=0)
+    async with await LocalRetrieval.open(tmp_path, config, SteppedEmbedder()) as retrieval:
+        long = await retrieval.add("long.txt", " ".join(f"word{n}" for n in range(60)).encode())
+        await asked.acquire()
+        seen = [(await retrieval.document(long.document_id)).share]
+        steps.release()
+        await asked.acquire()
+        seen += [document.share for document in await retrieval.documents()]
+        for _ in range(9):
+            steps.release()
+        ready = await _settle(retrieval, long)
+        assert ready.num_chunks > 2
+        assert seen == [0.0, 2 / ready.num_chunks]
+        assert (await retrieval.document(long.document_id)).share is None
+
+
+def test_share_counts_the_documents_embedded_before() -> None:
+    works = [Work(name, "", name, b"") for name in ("a", "b", "c")]
+    pace = Pace()
+    with pace.group(works, [4, 2, 0]):
+        assert [pace.share_of(name) for name in ("a", "b", "d")] == [0.0, 0.0, None]
+        pace.embedding(5, 6)
+        assert [pace.share_of(name) for name in ("a", "b", "c")] == [1.0, 0.5, 0.0]
+        pace.embedding(1, 2)  # "b" again, alone.
+        assert pace.share_of("b") is None
+    assert pace.share_of("a") is None

@@ -23,6 +23,14 @@ def test_every_state_is_shown():
         assert ('role="progressbar"' in html) == (state in UNDER_WAY)
 
 
+def test_bar_of_a_document_being_embedded_grows_with_its_share():
+    embedding = replace(DOCUMENT, state=DocumentState.EMBEDDING)
+    bars = [document_list([replace(embedding, share=share)], "notes") for share in (None, 0.0, 0.5, 1.0)]
+    for bar, percent, said in zip(bars, (60, 60, 80, 100), ("", " 0%", " 50%", " 100%"), strict=True):
+        assert f'aria-valuenow="{percent}"' in bar
+        assert f">Embedding{said}</span>" in bar
+
+
 def test_failed_document_shows_its_cause():
     failed = replace(
         DOCUMENT, state=DocumentState.FAILED, error="The file is encrypted; remove its password."
