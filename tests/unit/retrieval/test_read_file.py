@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -34,14 +34,25 @@ def test_missing_empty_large_and_odd_files_are_refused(tmp_path: Path) -> None:
             read_file(tmp_path / name, 10)
 
 
-def test_200_mb_file_is_refused_without_being_read(tmp_path: Path) -> None:
+def test_200_mb_file_is_refused_without_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "huge.pdf"
     with path.open("wb") as file:
         file.truncate(200 * 1024 * 1024)
-    started = time.perf_counter()
+    opened: list[io.BufferedReader] = []
+
+    def open_and_keep(descriptor: int, mode: str) -> io.BufferedReader:
+        opened.append(_Untouchable(io.FileIO(descriptor, mode)))
+        return opened[0]
+
+    monkeypatch.setattr(files.os, "fdopen", open_and_keep)
     with pytest.raises(InvalidDocument, match=r"209,715,200 bytes.*split the file"):
         read_file(path, 100 * 1024 * 1024)
-    assert time.perf_counter() - started < 1
+    assert [file.closed for file in opened] == [True]
+
+
+class _Untouchable(io.BufferedReader):
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise AssertionError(f"{size} bytes of a file that is refused were read")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

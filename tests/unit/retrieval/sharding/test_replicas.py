@@ -128,9 +128,10 @@ async def test_copy_with_writes_of_its_own_is_filled_anew(tmp_path: Path) -> Non
     async with opened(tmp_path, num_shards=1, num_replicas=1) as retrieval:
         await retrieval.upsert(records(0, 10))
         await caught_up(retrieval)
-        await node_of(retrieval, 0, 0).local.upsert(records(90, 95))  # Reached no replica, told nobody.
         follower = node_of(retrieval, 0, 1)._follower
         assert follower is not None
+        await follower.aclose()
+        await node_of(retrieval, 0, 0).local.upsert(records(90, 95))  # Reached no replica, told nobody.
         await retrieval.promote(0, 1)
         await retrieval.upsert(records(10, 20))
         expected = {f"r{number}" for number in range(20)}
