@@ -12,10 +12,8 @@ from training.index.schedule import RefreshConfig
 
 Towers = Literal["tied", "untied"]
 """One encoder for queries and passages, or one for each that begin alike."""
-RetrieverLoss = Literal[
-    "none", "pdist", "lsr", "emdr2_token", "emdr2_sequence", "rag_token", "rag_sequence", "loop"
-]
-"""How the reader's likelihoods teach the retriever; see `training.losses`."""
+RetrieverLoss = Literal["pdist", "lsr", "emdr2_token", "emdr2_sequence", "rag_token", "rag_sequence", "loop"]
+"""How the reader's likelihoods teach the retriever; the names of `training.losses`, which loads torch."""
 ReaderForm = Literal["none", "parallel", "concat"]
 """No reader; a row for each passage; or one row with all of them (a plain RAG prompt, RAFT)."""
 
@@ -32,7 +30,7 @@ class LoraConfig:
 
     rank: int = 16
     """Rank of each update; 1 to 512."""
-    alpha: float = 32.0
+    alpha: int = 32
     """The update is scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Names of the linear layers that get one; empty for all of them."""
@@ -49,7 +47,7 @@ class EncoderConfig:
     model: str = PACKAGED_EMBEDDER
     """sentence-transformers model: packaged, a folder, or a Hugging Face id."""
     towers: Towers = "tied"
-    """Whether its two sides are one; `refresh.mode` says which are trained. With `query_side` they are two."""
+    """Whether its two sides are one; `refresh.mode` says which are trained, and `query_side` parts them."""
     lora: LoraConfig | None = None
     """None trains all weights."""
     max_query_tokens: int = 64
@@ -106,8 +104,8 @@ class ReaderConfig:
 class LossConfig:
     """What is minimised."""
 
-    retriever: RetrieverLoss = "pdist"
-    """The reader teaches the retriever by this."""
+    retriever: RetrieverLoss | None = "pdist"
+    """The reader teaches the retriever by this; None (`"none"` in TOML) by nothing."""
     retriever_weight: float = 1.0
     """Weight of the retriever loss."""
     reader_weight: float = 1.0
@@ -124,8 +122,12 @@ class LossConfig:
     """Share of ln(k) at which the teacher's mean entropy is kept."""
     min_spread: float = 1e-3
     """Questions whose likelihoods differ less than this over the passages teach nothing and are skipped."""
+    contrastive_negatives: int = 1
+    """Wrong passages of each question beside those of the others: judged, mined, or retrieved."""
     contrastive_cache_rows: int = 0
     """Rows encoded at a time by GradCache; 0 encodes all at once."""
+    null_passage: bool = True
+    """parallel: whether each answer is also scored without a passage, which tells what retrieval is worth."""
     two_pass: bool = False
     """Whether the teacher's likelihoods come from a second forward pass; the oracle of the shared one."""
 
@@ -136,6 +138,8 @@ class LossConfig:
             retriever_weight=(self.retriever_weight, 0.0, 1e3),
             reader_weight=(self.reader_weight, 0.0, 1e3),
             contrastive_weight=(self.contrastive_weight, 0.0, 1e3),
+            contrastive_negatives=(self.contrastive_negatives, 0, 1000),
+            contrastive_cache_rows=(self.contrastive_cache_rows, 0, 1e6),
             score_temperature=(self.score_temperature, 1e-4, 1e3),
             teacher_temperature=(self.teacher_temperature, 0.0, 1e3),
             teacher_entropy=(self.teacher_entropy, 0.01, 0.99),
@@ -156,7 +160,12 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes out of bounds; raises ConfigError."""
-        _check("search", k=(self.k, 2, 512), rerank=(self.rerank, 1, 64), deadline_s=(self.deadline_s, 0.1, 86_400))
+        _check(
+            "search",
+            k=(self.k, 2, 512),
+            rerank=(self.rerank, 1, 64),
+            deadline_s=(self.deadline_s, 0.1, 86_400),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,8 +190,8 @@ class OptimConfig:
     """What follows the warm-up."""
     clip: float = 1.0
     """Largest gradient norm of each tower."""
-    kind: Literal["adamw", "adamw_8bit", "galore"] = "adamw"
-    """Optimizer: full states, 8-bit states, or states of low-rank gradients."""
+    kind: Literal["adamw", "adamw_8bit"] = "adamw"
+    """AdamW with states of 32 bits, or of 8."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass; weights and losses stay float32."""
 
@@ -280,28 +289,34 @@ class JointConfig:
             ConfigError: Naming the two fields and the remedy.
         """
         has_reader = bool(self.reader.model) and self.reader.form != "none"
-        if self.loss.retriever != "none" and self.loss.retriever_weight > 0 and not has_reader:
+        if self.loss.retriever is not None and self.loss.retriever_weight > 0 and not has_reader:
             raise ConfigError(
                 f"loss.retriever={self.loss.retriever!r} needs a reader to learn from: set reader.model, "
                 "or loss.retriever='none' and a loss.contrastive_weight"
             )
         if self.loss.retriever == "loop" and self.reader.form != "concat":
-            raise ConfigError("loss.retriever='loop' leaves passages out of one row: set reader.form='concat'")
-        if self.loss.retriever not in ("none", "loop") and has_reader and self.reader.form != "parallel":
+            raise ConfigError(
+                "loss.retriever='loop' leaves passages out of one row: set reader.form='concat'"
+            )
+        if self.loss.retriever not in (None, "loop") and has_reader and self.reader.form != "parallel":
             raise ConfigError(
                 f"loss.retriever={self.loss.retriever!r} needs a likelihood for each passage: "
                 "set reader.form='parallel', or loss.retriever='loop'"
             )
-        if self.loss.retriever.startswith("rag") and self.reader.frozen:
+        if (self.loss.retriever or "").startswith("rag") and self.reader.frozen:
             raise ConfigError("the rag losses train the reader too: set reader.frozen=false, or use emdr2")
         if self.refresh.mode == "frozen" and self.loss.reader_weight == 0:
-            raise ConfigError("refresh.mode='frozen' trains the reader alone: give loss.reader_weight above 0")
-        weights = self.loss.retriever_weight * (self.loss.retriever != "none")
+            raise ConfigError(
+                "refresh.mode='frozen' trains the reader alone: give loss.reader_weight above 0"
+            )
+        weights = self.loss.retriever_weight * (self.loss.retriever is not None)
         weights += self.loss.contrastive_weight + self.loss.reader_weight * has_reader
         if weights == 0:
             raise ConfigError("every loss has weight 0: there is nothing to train")
         if self.refresh.mode == "frozen" and (not has_reader or self.reader.frozen):
-            raise ConfigError("refresh.mode='frozen' trains no retriever and there is no reader to train either")
+            raise ConfigError(
+                "refresh.mode='frozen' trains no retriever and there is no reader to train either"
+            )
 
 
 def load_joint_config(path: Path, overrides: tuple[str, ...] = ()) -> JointConfig:

@@ -25,6 +25,7 @@ from training.joint.lora import add_lora, merged
 
 Side = Literal["query", "passage"]
 SIDES: tuple[Side, Side] = ("query", "passage")
+_BATCH = 64
 
 
 class EncoderTower(nn.Module):
@@ -80,20 +81,26 @@ class EncoderTower(nn.Module):
         """Return the numbers of a vector."""
         return int(self.queries.get_embedding_dimension() or 0)
 
-    def embed(self, texts: Sequence[str], side: Side) -> Tensor:
-        """Return float32[N, D], unit length where the model normalises; carries gradients when they are on."""
-        model = self._side(side)
+    def features(self, texts: Sequence[str], side: Side) -> dict[str, Tensor]:
+        """Return texts as the tokens that `forward` reads, padded to the longest."""
         limit = self.config.max_query_tokens if side == "query" else self.config.max_passage_tokens
-        prompt = self._prompts[side]
-        features = model.tokenizer(
-            [prompt + text for text in texts],
+        model = self._side(side)
+        found = model.tokenizer(
+            [self._prompts[side] + text for text in texts],
             padding=True,
             truncation=True,
             max_length=limit,
             return_tensors="pt",
         )
-        features = {name: tensor.to(model.device) for name, tensor in features.items()}
-        return model(features)["sentence_embedding"].float()
+        return {name: tensor.to(model.device) for name, tensor in found.items()}
+
+    def forward(self, features: dict[str, Tensor], side: Side) -> Tensor:
+        """Return float32[N, D], of unit length where the model normalises, with gradients if they are on."""
+        return self._side(side)(features)["sentence_embedding"].float()
+
+    def embed(self, texts: Sequence[str], side: Side) -> Tensor:
+        """Return the vectors of texts; see `forward`."""
+        return self(self.features(texts, side), side)
 
     def save(self, folder: Path, side: Side) -> None:
         """Write one side as a sentence-transformers model, adapters merged into its weights."""
@@ -102,6 +109,33 @@ class EncoderTower(nn.Module):
 
     def _side(self, side: Side) -> SentenceTransformer:
         return self.passages if side == "passage" and self.passages is not None else self.queries
+
+
+class TowerProbe:
+    """The weights of the moment, from both sides; a `training.index.ProbeEncoder`."""
+
+    def __init__(self, tower: EncoderTower) -> None:
+        """Look through a tower that goes on training."""
+        self._tower = tower
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32[N, D] of passages."""
+        return self._embedded(texts, "passage")
+
+    def encode_queries(self, queries: Sequence[str]) -> np.ndarray:
+        """Return float32[N, D] of queries."""
+        return self._embedded(queries, "query")
+
+    @torch.no_grad()
+    def _embedded(self, texts: Sequence[str], side: Side) -> np.ndarray:
+        was_training = self._tower.training
+        self._tower.eval()
+        parts = [
+            self._tower.embed(texts[first : first + _BATCH], side).cpu().numpy()
+            for first in range(0, len(texts), _BATCH)
+        ]
+        self._tower.train(was_training)
+        return np.concatenate(parts)
 
 
 class SnapshotEncoder:

@@ -56,10 +56,12 @@ class EvaluationReport:
             f"recall@{k}": float(np.mean([rank is not None and rank < k for rank in ranks])) for k in RANKS
         }
         found["mrr"] = float(np.mean([0.0 if rank is None else 1.0 / (rank + 1) for rank in ranks]))
-        answered = [one for one in self.judged if one.exact_match is not None and one.f1 is not None]
-        if answered:
-            found["em"] = float(np.mean([one.exact_match for one in answered]))
-            found["f1"] = float(np.mean([one.f1 for one in answered]))
+        for name, values in (
+            ("em", [one.exact_match for one in self.judged if one.exact_match is not None]),
+            ("f1", [one.f1 for one in self.judged if one.f1 is not None]),
+        ):
+            if values:
+                found[name] = float(np.mean(values))
         return found
 
 
@@ -90,7 +92,9 @@ class Evaluation:
         queries_QD = _embed(encoder, [question.text for question in self._questions], "query")
         depth = min(max(*RANKS, self._config.k), len(self._passages))
         rows_QK = np.stack([_best(passages_ND @ query_D, depth) for query_D in queries_QD])
-        ranks = [self._rank(question, rows_K) for question, rows_K in zip(self._questions, rows_QK, strict=True)]
+        ranks = [
+            self._rank(question, rows_K) for question, rows_K in zip(self._questions, rows_QK, strict=True)
+        ]
         answers: Sequence[str | None] = [None] * len(self._questions)
         if reader is not None and self._config.generate:
             answers = self._answers(reader, rows_QK[:, : self._config.k])

@@ -37,5 +37,5 @@ def merged(model: Model) -> Model:
             setattr(plain.get_submodule(parent_name), child, part.get_base_layer())
     for part in plain.modules():  # transformers would save the adapter alone.
         if getattr(part, "_hf_peft_config_loaded", False):
-            part._hf_peft_config_loaded = False  # pyright: ignore[reportAttributeAccessIssue]
+            part._hf_peft_config_loaded = False  # pyright: ignore[reportArgumentType]
     return plain

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from training.errors import ConfigError, NumericsError
 from training.joint.config import OptimConfig
+from training.types import TrainingQuestion
 
 
 def rate_factor(config: OptimConfig, step: int) -> float:
@@ -35,7 +37,7 @@ class TowerOptimizer:
             config: Kind, decay, clipping and schedule.
 
         Raises:
-            ConfigError: The tower has no trained weight, or the kind's library is missing.
+            ConfigError: The tower has no trained weight, or bitsandbytes is not installed.
         """
         self.name, self._peak_lr, self._config = name, peak_lr, config
         self.parameters = [weight for weight in tower.parameters() if weight.requires_grad]
@@ -48,18 +50,23 @@ class TowerOptimizer:
             groups.append({"params": rest, "weight_decay": 0.0})
         self.optimizer = _make(config, groups, peak_lr)
 
-    def clip(self) -> float:
+    def clip(self, questions: Sequence[TrainingQuestion]) -> float:
         """Scale gradients to the largest norm and return their norm before.
 
+        Args:
+            questions: This rank's questions of the step, which a message names.
+
         Raises:
-            NumericsError: It is not finite; nothing has moved.
+            NumericsError: The norm is not finite; nothing has moved.
         """
         norm = nn.utils.clip_grad_norm_(self.parameters, self._config.clip)
-        full_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        full_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         if not math.isfinite(full_norm):
+            self.optimizer.zero_grad(set_to_none=True)
+            names = ", ".join(repr(question.question_id) for question in questions[:5])
             raise NumericsError(
-                f"the gradient of the {self.name} is {full_norm}; the weights were not moved. Lower its "
-                "learning rate or look at the questions of this step"
+                f"the gradient of the {self.name} is {full_norm}; no weight was moved. Lower the learning "
+                f"rates, or look at the questions of this step, among them {names}"
             )
         return full_norm
 
@@ -75,15 +82,8 @@ def _make(config: OptimConfig, groups: Iterable[dict], lr: float) -> torch.optim
     betas = (0.9, 0.999)
     if config.kind == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
-    if config.kind == "adamw_8bit":
-        try:
-            from torchao.optim import AdamW8bit
-        except ImportError as error:
-            raise ConfigError("optim.kind='adamw_8bit' needs the package torchao: pip install torchao") from error
-        return AdamW8bit(groups, lr=lr, betas=betas)
     try:
-        from galore_torch import GaLoreAdamW
+        from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError as error:
-        raise ConfigError("optim.kind='galore' needs the package galore-torch: pip install galore-torch") from error
-    low_rank = {"rank": 32, "update_proj_gap": 200, "scale": 1.0, "proj_type": "std"}
-    return GaLoreAdamW([group | low_rank if group["weight_decay"] else group for group in groups], lr=lr)
+        raise ConfigError("optim.kind='adamw_8bit' needs bitsandbytes: pip install bitsandbytes") from error
+    return AdamW8bit(groups, lr=lr, betas=betas)

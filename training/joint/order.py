@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import random
 
 import numpy as np
+import torch
 
 from training.errors import DataError
 
@@ -13,6 +15,14 @@ def seed_of(*parts: int | str) -> int:
     """Return 63 bits that depend on every part, for a generator of one purpose."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def seed_everything(*parts: int | str) -> None:
+    """Seed the generators of Python, NumPy and torch by every part; set at each step, none need be stored."""
+    seed = seed_of(*parts)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 class SampleOrder:

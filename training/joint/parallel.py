@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.tensor import DTensor
 
 from training.errors import ConfigError
+
+_BUCKET_BYTES = 25 * 2**20
 
 Sharding = Literal["ddp", "fsdp2"]
 """Every rank holds all weights, or a share of each."""
@@ -32,7 +36,7 @@ class Ranks:
     """Its number."""
     world_size: int = 1
     """How many there are."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where it computes."""
 
     @property
@@ -53,6 +57,29 @@ class Ranks:
         tensor = torch.tensor([values[name] for name in names], dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return dict(zip(names, (tensor / self.world_size).tolist(), strict=True))
+
+    def average_gradients(self, groups: Sequence[Sequence[nn.Parameter]]) -> None:
+        """Give every rank the mean of the ranks' gradients, in buckets.
+
+        Weights that FSDP2 shares between the ranks have theirs already. A weight that no pass of this rank
+        used counts as 0: ranks then agree on what is summed, which DDP asks of every single pass.
+        """
+        if self.world_size == 1:
+            return
+        weights = [weight for group in groups for weight in group if not isinstance(weight, DTensor)]
+        bucket: list[Tensor] = []
+        for position, weight in enumerate(weights):
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            bucket.append(weight.grad)
+            is_full = sum(one.numel() * one.element_size() for one in bucket) >= _BUCKET_BYTES
+            if is_full or position == len(weights) - 1:
+                flat = torch.cat([one.flatten() for one in bucket])
+                dist.all_reduce(flat)
+                flat /= self.world_size
+                for one, mean in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
+                    one.copy_(mean.view_as(one))
+                bucket = []
 
     def from_first(self, value: Any) -> Any:
         """Return the first rank's value on every rank."""
@@ -78,7 +105,7 @@ def torchrun_ranks() -> Iterator[Ranks]:
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
@@ -98,18 +125,10 @@ def shard_towers(towers: list[nn.Module], device: torch.device, dtype: torch.dty
     """
     if not dist.is_initialized():
         raise ConfigError("sharding 'fsdp2' needs more than one rank; use 'ddp'")
-    mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for tower in towers:
         for layers in [part for part in tower.modules() if isinstance(part, nn.ModuleList)]:
             for layer in layers:
                 fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(tower, mesh=mesh, mp_policy=policy)
-
-
-def replicated(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """Return a module whose backward pass averages gradients over ranks (DDP); itself when alone."""
-    if ranks.world_size == 1:
-        return model
-    ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)

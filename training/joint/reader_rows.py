@@ -44,7 +44,7 @@ class RowBatch:
     positions_RT: Tensor
     """int64[R, T]; they begin anew with each prompt of a packed row."""
     mask: Tensor
-    """int64[R, T], 1 where there is a token; or bool[R, 1, T, T], True where a token sees another (packed)."""
+    """int64[R, T], 1 where there is a token; packed: bool[R, 1, T, T], True where one sees the other."""
     rows: Tensor
     """int64[num_answer_tokens]: row of the position that predicts it."""
     columns: Tensor
@@ -89,7 +89,9 @@ class RowMaker:
             DataError: The question has no answer and is not known to have none.
         """
         shown = [
-            PromptPassage(passage.passage_id, passage.title, self._cut(passage.text, self._max_passage_tokens))
+            PromptPassage(
+                passage.passage_id, passage.title, self._cut(passage.text, self._max_passage_tokens)
+            )
             for passage in passages
         ]
         prompt_ids = encode_prompt(rag_prompt(question.text, shown), self._tokenizer)

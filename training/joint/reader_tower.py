@@ -9,10 +9,12 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from retrieval.model_files import model_folder
 from serving.errors import ModelUnusable
@@ -22,7 +24,7 @@ from training.joint.config import ReaderConfig
 from training.joint.dropout import forbid_dropout
 from training.joint.lora import add_lora
 from training.joint.reader_rows import ReaderRow, RowMaker, batch_rows
-from training.losses.answer_log_probs import token_log_probs
+from training.losses import label_log_probs
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class ReaderTower(nn.Module):
         except (FileNotFoundError, ModelUnusable) as error:
             raise ConfigError(f"reader.model: {error}") from error
         self._folder = folder
+        disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
         forbid_dropout(model)
         if config.frozen:
@@ -64,13 +67,15 @@ class ReaderTower(nn.Module):
             add_lora(model, config.lora)
         if config.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.model = model.to(device)
+        self.model: Any = nn.Module.to(
+            model, device
+        )  # transformers types what its own methods take too narrowly.
         self.rows = RowMaker(self.tokenizer, config.max_passage_tokens, config.max_answer_tokens)
         """Makes the rows this model reads."""
         self.max_tokens = int(model.config.max_position_embeddings)
         """Longest row it reads."""
 
-    def forward(self, rows: Sequence[ReaderRow], *, with_gradients: bool = True) -> AnswerLikelihoods:
+    def likelihoods(self, rows: Sequence[ReaderRow], *, with_gradients: bool = True) -> AnswerLikelihoods:
         """Return the likelihoods of the rows' answers.
 
         Args:
@@ -90,20 +95,16 @@ class ReaderTower(nn.Module):
         batch = batch_rows(rows, self.tokenizer.end_ids[1], self.config.row_tokens)
         trained = with_gradients and not self.config.frozen
         with contextlib.nullcontext() if trained else torch.no_grad():
-            # Logits of prompts would be most of the memory and none of the loss: the head sees answers alone.
-            hidden_RTD = self.model.get_decoder()(
-                input_ids=batch.token_ids_RT.to(device),
-                position_ids=batch.positions_RT.to(device),
-                attention_mask=batch.mask.to(device),
-                use_cache=False,
-            ).last_hidden_state
-            hidden_AD = hidden_RTD[batch.rows.to(device), batch.columns.to(device)]
-            log_probs_A = token_log_probs(
-                hidden_AD, self.model.get_output_embeddings().weight, batch.labels.to(device)
+            log_probs_A = self(
+                batch.token_ids_RT.to(device),
+                batch.positions_RT.to(device),
+                batch.mask.to(device),
+                (batch.rows.to(device), batch.columns.to(device)),
+                batch.labels.to(device),
             )
         shape = (len(rows), int(batch.offsets.max()) + 1)
         places = (batch.owners.to(device), batch.offsets.to(device))
-        token_log_probs_NL = torch.zeros(shape, device=device).index_put(places, log_probs_A.float())
+        token_log_probs_NL = torch.zeros(shape, device=device).index_put(places, log_probs_A)
         length_N = torch.tensor([len(row.answer_ids) for row in rows], device=device)
         judged_N = torch.tensor([row.num_judged for row in rows], device=device)
         offsets_L = torch.arange(shape[1], device=device)
@@ -114,9 +115,26 @@ class ReaderTower(nn.Module):
             batch.fill,
         )
 
+    def forward(
+        self,
+        token_ids_RT: Tensor,
+        positions_RT: Tensor,
+        mask: Tensor,
+        places_A: tuple[Tensor, Tensor],
+        labels_A: Tensor,
+    ) -> Tensor:
+        """Return float32[num_answer_tokens], the log-probability of each label; see `RowBatch`."""
+        hidden_RTD = self.model.get_decoder()(
+            input_ids=token_ids_RT, position_ids=positions_RT, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        # Logits of prompts would be most of the memory and none of the loss: the head sees answers alone.
+        return label_log_probs(
+            hidden_RTD[places_A], self.model.get_output_embeddings().weight, labels_A
+        ).float()
+
     @torch.no_grad()
     def answer(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        """Return the greedy answers to prompts, without citation marks' parsing or stripping of spaces."""
+        """Return the greedy answers to prompts, as the model wrote them."""
         pad_id = self.tokenizer.end_ids[1]
         longest = max(len(prompt) for prompt in prompts)
         padded = torch.full((len(prompts), longest), pad_id, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The log of a run: what repeats exactly apart from what depends on the machine, both as TensorBoard curves too."""
+"""The log of a run: what repeats exactly, apart from times; both as TensorBoard curves too."""
 
 from __future__ import annotations
 

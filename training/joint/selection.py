@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from training.data.answers import AnswerText
 from training.errors import DataError
 from training.joint.config import SearchConfig
 from training.joint.encoder_tower import EncoderTower
@@ -88,6 +89,13 @@ class Selector:
 
     def _rows(self, passage_ids: Sequence[str]) -> tuple[int, ...]:
         return tuple(self._row_of[one] for one in passage_ids if one in self._row_of)
+
+
+def is_wrong(passage: TrainingPassage, question: TrainingQuestion) -> bool:
+    """Return whether a passage is neither labelled right for a question nor holds an answer of it."""
+    return passage.passage_id not in question.positive_ids and not AnswerText(passage.text).holds(
+        question.answers
+    )
 
 
 def _metrics(

@@ -1,8 +1,7 @@
-"""The joint loop: search, learn, refresh, save; the same on one process, under torchrun and under Ray Train."""
+"""The joint loop: refresh, step, log, evaluate, save; the same alone, under torchrun and under Ray Train."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -10,13 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 
 from training.checkpoints.run_checkpoints import RunCheckpoints
-from training.errors import ConfigError, NumericsError
+from training.errors import CheckpointError, ConfigError
 from training.index.refresh_report import RefresherState, RefreshReport
 from training.index.refresher import Refresher
 from training.index.schedule import RefreshPlan
@@ -24,10 +26,10 @@ from training.joint.config import JointConfig
 from training.joint.evaluate import Evaluation, EvaluationReport
 from training.joint.joint_model import JointModel
 from training.joint.optimizers import TowerOptimizer
-from training.joint.order import SampleOrder, seed_of
-from training.joint.parallel import Ranks, replicated
+from training.joint.order import SampleOrder, seed_everything
+from training.joint.parallel import Ranks
 from training.joint.run_log import RunLog
-from training.joint.selection import Selection, Selector
+from training.joint.step import JointStep, is_trained
 from training.types import TrainingSet
 
 _log = logging.getLogger(__name__)
@@ -40,23 +42,23 @@ class RunResult:
     """How a run ended."""
 
     steps: int
-    """Optimizer steps done."""
-    was_stopped: bool
-    """Whether it was told to stop before its last step; it can be resumed."""
+    """Optimizer steps done in all."""
+    is_complete: bool
+    """Whether it reached its last step; if not it was told to stop and can be resumed."""
     before: EvaluationReport | None
-    """Held-out questions before the first step; None where there were none, or the run was resumed."""
+    """Held-out questions before the first step; None on a resumed run, other ranks, or without any."""
     after: EvaluationReport | None
     """Held-out questions after the last step."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Watch:
-    """What the outside sees of a run and how it stops it."""
+    """What the outside sees of a run, and how it stops it."""
 
     on_step: Callable[[int, dict[str, float]], None] = field(default=lambda step, metrics: None)
-    """Called on every rank after each step."""
+    """Called on every rank after each step with its number and all its figures."""
     should_stop: Callable[[], bool] = field(default=lambda: False)
-    """Asked after each step on every rank; True saves a checkpoint and ends the run (a notice of preemption)."""
+    """Asked on every rank after each step; the first rank's True saves a checkpoint and ends the run."""
 
 
 class JointTrainer:
@@ -71,9 +73,9 @@ class JointTrainer:
         checkpoints: RunCheckpoints,
         folder: Path,
         *,
-        held_out: TrainingSet | None = None,
-        ranks: Ranks | None = None,
-        watch: Watch | None = None,
+        held_out: TrainingSet | None,
+        ranks: Ranks,
+        watch: Watch,
     ) -> None:
         """Compose a run; `training.joint.run.run_joint` is the usual way.
 
@@ -83,35 +85,33 @@ class JointTrainer:
             model: Both towers.
             refresher: The index; this rank's view of it.
             checkpoints: Where the run is saved.
-            folder: Of the run: logs are written there by the first rank.
+            folder: Of the run: the first rank writes its logs there.
             held_out: Questions it is judged by.
             ranks: This process among the others.
-            watch: Reports to the outside.
+            watch: The outside.
 
         Raises:
             ConfigError: The questions of a step cannot be shared evenly.
             DataError: There is too little data.
         """
-        self._ranks, self._watch = ranks or Ranks(), watch or Watch()
-        per_rank, left = divmod(config.optim.batch_questions, self._ranks.world_size)
+        per_rank, left = divmod(config.optim.batch_questions, ranks.world_size)
         if left or per_rank < config.optim.accumulate:
             raise ConfigError(
                 f"optim.batch_questions={config.optim.batch_questions} cannot be shared evenly by "
-                f"{self._ranks.world_size} ranks in accumulate={config.optim.accumulate} parts; change one"
+                f"{ranks.world_size} ranks in accumulate={config.optim.accumulate} parts; change one of them"
             )
         self._config, self._data, self._model = config, data, model
         self._refresher, self._checkpoints, self._folder = refresher, checkpoints, folder
+        self._ranks, self._watch = ranks, watch
         self._order = SampleOrder(config.seed, len(data.questions), config.optim.batch_questions)
-        self._selector = Selector(model.encoder, data.passages, config.search)
-        self._replicated = replicated(model, self._ranks)
+        towers = (("retriever", model.encoder, config.optim.encoder_lr),)
+        towers += (("reader", model.reader, config.optim.reader_lr),)
         self._optimizers = [
             TowerOptimizer(name, tower, lr, config.optim)
-            for name, tower, lr in (
-                ("retriever", model.encoder, config.optim.encoder_lr),
-                ("reader", model.reader, config.optim.reader_lr),
-            )
-            if tower is not None and any(weight.requires_grad for weight in tower.parameters())
+            for name, tower, lr in towers
+            if tower is not None and is_trained(tower)
         ]
+        self._step = JointStep(config, model, self._optimizers, data.passages, ranks)
         self._evaluation = Evaluation(held_out, config.evaluation, config.seed) if held_out else None
         self._best = float("-inf")
 
@@ -119,116 +119,76 @@ class JointTrainer:
         """Train from the newest checkpoint, or from the start, to the last step.
 
         Raises:
-            NumericsError: A loss or gradient is not finite; the newest checkpoint is before it.
+            NumericsError: A loss or gradient is not finite; the newest checkpoint is from before it.
             IndexNotReady: The index could not be had in time.
             OutOfResources: A checkpoint did not fit the disk.
+            CheckpointError: There are checkpoints, but none that can be resumed.
         """
-        start = self._resume()
-        is_new = start == 0
-        log = RunLog(self._folder, resume_step=start) if self._ranks.is_first else None
-        before = self._evaluate(0, log) if is_new else None
-        stopped, step = False, start
+        done = self._resume()
+        log = RunLog(self._folder, resume_step=done) if self._ranks.is_first else None
+        before = self._evaluate(0, log) if done == 0 else None
+        after, stopped = None, False
+        last = self._config.optim.steps
         try:
-            for step in range(start, self._config.optim.steps):
-                metrics, timings = self._step(step)
-                if log is not None:
-                    log.step(step, metrics, timings)
-                self._watch.on_step(step, metrics | timings)
+            while done < last and not stopped:
+                self._one(done, log)
+                done += 1
                 stopped = bool(self._ranks.from_first(self._watch.should_stop()))
-                done = step + 1
-                is_last = done == self._config.optim.steps
-                if not is_last and self._config.evaluation.every_steps and done % self._config.evaluation.every_steps == 0:
-                    self._evaluate(done, log)
-                if is_last or stopped:
+                every = self._config.evaluation.every_steps
+                is_better = False
+                if done == last or (every and done % every == 0):
+                    after = self._evaluate(done, log)
+                    is_better = self._is_better(after)
+                if done == last or stopped or is_better:
                     self._save(done, finish=True)
                 elif done % self._config.checkpoint.every_steps == 0:
                     self._save(done, finish=not self._config.checkpoint.asynchronous)
-                if stopped:
-                    break
-            step = max(step + 1, start) if self._config.optim.steps > start else start
-            after = None if stopped else self._evaluate(step, log)
-            return RunResult(step, stopped and step < self._config.optim.steps, before, after)
+                if is_better:
+                    self._checkpoints.mark_best(done)
+            self._checkpoints.wait()
         finally:
             if log is not None:
                 log.close()
+        return RunResult(done, done == last, before, after if done == last else None)
 
-    def _step(self, step: int) -> tuple[dict[str, float], dict[str, float]]:
-        """Do one optimizer step and return its numbers and its times."""
-        torch.manual_seed(seed_of(self._config.seed, "step", step, self._ranks.rank) % 2**31)
+    def _one(self, step: int, log: RunLog | None) -> None:
+        """Do one step and tell of it."""
+        seed_everything(self._config.seed, "step", step, self._ranks.rank)
         began = time.perf_counter()
-        report = self._before_step(step)
-        refreshed = time.perf_counter()
-        share = self._order.share(step, self._ranks.rank, self._ranks.world_size)
-        parts = np.array_split(share, self._config.optim.accumulate)
-        metrics: dict[str, float] = {}
-        search_s = learn_s = 0.0
-        self._model.train()
-        for number, part in enumerate(parts):
-            part_began = time.perf_counter()
-            selection = self._select(part, step)
-            selected = time.perf_counter()
-            weight = len(part) / len(share)
-            with self._no_sync(number < len(parts) - 1):
-                output = self._replicated(selection)
-                self._check(output.loss, step, part)
-                (output.loss * weight).backward()
-            learn_s += time.perf_counter() - selected
-            search_s += selected - part_began
-            for name, value in {**selection.metrics, **output.metrics}.items():
-                metrics[name] = metrics.get(name, 0.0) + value * weight
-        moved = time.perf_counter()
-        norms = {f"grad_norm/{one.name}": one.clip() for one in self._optimizers}
-        for one in self._optimizers:
-            one.move(step)
-        self._model.after_step()
-        metrics = self._ranks.mean(metrics) | norms
-        metrics |= {"index/version": report.version, "index/staleness": report.staleness}
-        if report.probe is not None:
-            metrics |= {"index/probe_cosine": report.probe.cosine, "index/probe_overlap": report.probe.overlap}
-        now = time.perf_counter()
-        timings = {
-            "time/step_s": now - began,
-            "time/refresh_s": refreshed - began,
-            "time/stall_s": report.stall_s,
-            "time/search_s": search_s,
-            "time/learn_s": learn_s,
-            "time/move_s": now - moved,
-            "questions_per_s": self._config.optim.batch_questions / (now - began),
+        refreshed = self._before_step(step)
+        refresh_s = time.perf_counter() - began
+        indices = self._order.share(step, self._ranks.rank, self._ranks.world_size)
+        questions = [self._data.questions[index] for index in indices.tolist()]
+        report = self._step.run(step, questions, lambda queries, k: self._refresher.search(queries, k, step))
+        metrics = report.metrics | {
+            "index/version": refreshed.version,
+            "index/staleness": refreshed.staleness,
         }
-        return metrics, timings
+        if refreshed.probe is not None:
+            metrics["index/probe_cosine"] = refreshed.probe.cosine
+            metrics["index/probe_overlap"] = refreshed.probe.overlap
+        step_s = time.perf_counter() - began
+        timings = report.timings | {
+            "time/refresh_s": refresh_s,
+            "time/stall_s": refreshed.stall_s,
+            "time/step_s": step_s,
+            "questions_per_s": self._config.optim.batch_questions / step_s,
+        }
+        if log is not None:
+            log.step(step, metrics, timings)
+        self._watch.on_step(step, metrics | timings)
 
     def _before_step(self, step: int) -> RefreshReport:
-        report = self._refresher.before_step(step, self._model.save_passages, self._model.probe)
+        report = self._refresher.before_step(step, self._model.save_passages, self._model.probe_encoder)
         if report.activated is not None and self._ranks.world_size > 1:
-            self._ranks.barrier()  # The first rank has loaded the version on every shard by now.
+            self._ranks.barrier()  # By then the first rank has loaded the version on every shard.
             if self._config.refresh.is_adaptive:
                 plan = self._ranks.from_first(self._refresher.plan.to_json())
                 self._refresher.follow(RefreshPlan.from_json(plan))
         return report
 
-    def _select(self, part: np.ndarray, step: int) -> Selection:
-        questions = [self._data.questions[index] for index in part.tolist()]
-        self._model.encoder.eval()
-        selection = self._selector.select(questions, lambda queries, k: self._refresher.search(queries, k, step))
-        self._model.encoder.train()
-        return selection
-
-    def _check(self, loss: torch.Tensor, step: int, part: np.ndarray) -> None:
-        if not torch.isfinite(loss):
-            names = ", ".join(self._data.questions[index].question_id for index in part.tolist()[:5])
-            raise NumericsError(
-                f"the loss of step {step} is {float(loss)}; no weight was moved. Questions: {names}. Lower the "
-                "learning rates or take the questions out; the newest checkpoint is as it was"
-            )
-
-    def _no_sync(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
-        """Let gradients stay local while more parts follow."""
-        if wanted and isinstance(self._replicated, DistributedDataParallel):
-            return self._replicated.no_sync()
-        return contextlib.nullcontext()
-
     def _evaluate(self, step: int, log: RunLog | None) -> EvaluationReport | None:
-        """Judge the towers on the first rank; the others wait."""
+        """Judge the towers on the first rank; the others wait and get None."""
         if self._evaluation is None:
             return None
         report = None
@@ -239,22 +199,28 @@ class JointTrainer:
         self._ranks.barrier()
         return report
 
+    def _is_better(self, report: EvaluationReport | None) -> bool:
+        """Return whether the held-out questions were never answered better; on every rank alike."""
+        score = float("-inf") if report is None else sum(report.means().values())
+        is_better = bool(self._ranks.from_first(score > self._best))
+        self._best = max(self._best, score)
+        return is_better
+
     def _tensors(self) -> dict[str, Any]:
-        model, optimizers = get_state_dict(
-            self._model, [one.optimizer for one in self._optimizers], options=_OPTIONS
-        )
-        return {"model": model, "optimizers": optimizers}
+        optimizers = [one.optimizer for one in self._optimizers]
+        model_state, optimizer_state = get_state_dict(self._model, optimizers, options=_OPTIONS)
+        return {"model": model_state, "optimizers": optimizer_state}
 
     def _save(self, step: int, *, finish: bool) -> None:
         facts = {
-            "seed": self._config.seed,
             "refresh": self._refresher.state().to_json(),
             "teacher": self._model.state(),
+            "best": self._best if self._best > float("-inf") else None,
         }
         write = self._checkpoints.save if finish else self._checkpoints.begin
         write(step, self._tensors(), facts)
-        kept = [RefresherState.from_json(one["refresh"]) for one in self._checkpoints.kept_facts()]
         if self._ranks.is_first:
+            kept = [RefresherState.from_json(one["refresh"]) for one in self._checkpoints.kept_facts()]
             self._refresher.collect([*kept, self._refresher.state()])
 
     def _resume(self) -> int:
@@ -273,5 +239,21 @@ class JointTrainer:
         )
         self._model.load_state(saved.facts["teacher"])
         self._refresher.restore(RefresherState.from_json(saved.facts["refresh"]))
-        _log.info("resumed from '%s' (step %d)", saved.folder, saved.step)
+        self._best = float("-inf") if saved.facts["best"] is None else saved.facts["best"]
+        _log.info("resumed from '%s' after step %d", saved.folder, saved.step)
         return saved.step
+
+
+def load_weights(model: JointModel, checkpoints: RunCheckpoints) -> int:
+    """Give a model the weights of the newest checkpoint and return the steps they have seen.
+
+    Raises:
+        CheckpointError: There is none, or it does not fit the model.
+    """
+    saved = checkpoints.newest()
+    if saved is None:
+        raise CheckpointError("there is no checkpoint to take weights from; train first")
+    tensors = {"model": get_model_state_dict(model, options=_OPTIONS)}
+    checkpoints.load(saved, tensors)
+    set_model_state_dict(model, tensors["model"], options=_OPTIONS)
+    return saved.step

@@ -1,0 +1,149 @@
+"""A joint run from its configuration and data: towers, index and checkpoints composed on one rank."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from training.checkpoints.run_checkpoints import RunCheckpoints
+from training.data import fingerprint as data_fingerprint
+from training.errors import DataError
+from training.index import (
+    EncoderPool,
+    InlineEncoderPool,
+    LoadEncoder,
+    Refresher,
+    ShardClient,
+    ShardedSearch,
+    ThreadEncoderPool,
+    local_shards,
+    versions_folder,
+)
+from training.joint.config import JointConfig
+from training.joint.encoder_tower import EncoderTower, SnapshotEncoder
+from training.joint.joint_model import JointModel
+from training.joint.parallel import Ranks
+from training.joint.reader_tower import ReaderTower
+from training.joint.trainer import JointTrainer, RunResult, Watch
+from training.toml_config import fingerprint
+from training.types import TrainingSet
+
+BLOCK_ROWS = 256
+"""Passages encoded in one piece: a lost encoder costs no more than one."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexParts:
+    """Where the index of a run lives, when it is not in the trainer's process."""
+
+    shards: tuple[ShardClient, ...]
+    """All of them; every rank has clients of the same shards."""
+    pool: EncoderPool | None
+    """Encoders, on the first rank; None on the others."""
+
+
+def index_folder(folder: Path) -> Path:
+    """Return where a run keeps its index."""
+    return folder / "index"
+
+
+def load_encoder(config: JointConfig, device: str = "cpu") -> LoadEncoder:
+    """Return what builds an encoder from a snapshot; picklable."""
+    return partial(SnapshotEncoder, max_passage_tokens=config.encoder.max_passage_tokens, device=device)
+
+
+def corpus_texts(data: TrainingSet) -> list[str]:
+    """Return what encoders read of each passage, by row."""
+    return [passage.full_text for passage in data.passages]
+
+
+def run_fingerprint(config: JointConfig, data: TrainingSet) -> str:
+    """Return what names a run's checkpoints: configuration and data, which only the same may take up."""
+    return f"{fingerprint(config)}-{data_fingerprint(data)[:16]}"
+
+
+def build_model(config: JointConfig, data: TrainingSet, ranks: Ranks) -> JointModel:
+    """Return both towers on this rank's device; raises ConfigError for a model that cannot be trained."""
+    encoder = EncoderTower(config.encoder, config.refresh.mode, ranks.device)
+    has_reader = bool(config.reader.model) and config.reader.form != "none"
+    reader = ReaderTower(config.reader, ranks.device) if has_reader else None
+    return JointModel(config, encoder, reader, data.passages)
+
+
+def run_joint(
+    config: JointConfig,
+    data: TrainingSet,
+    folder: Path,
+    *,
+    held_out: TrainingSet | None = None,
+    ranks: Ranks | None = None,
+    watch: Watch | None = None,
+    index: IndexParts | None = None,
+) -> RunResult:
+    """Run, or go on with, the joint training of a folder; call it within an initialised process group.
+
+    Args:
+        config: What decides the result.
+        data: Passages that are searched and questions trained on.
+        folder: Of the run: checkpoints, index and logs. Started again with the same arguments, it goes on from
+            the newest checkpoint and gives the same weights and metrics as a run that was never stopped.
+        held_out: Questions it is judged by; its passages are the ones searched then.
+        ranks: This process among the others; None where it is alone.
+        watch: The outside.
+        index: Shards and encoders elsewhere; None keeps both in this process.
+
+    Raises:
+        TrainingError: See `JointTrainer.run` and the towers; nothing that was saved is touched.
+    """
+    ranks = ranks or Ranks()
+    if not data.passages or not data.questions:
+        raise DataError(
+            f"training set {data.name!r} has {len(data.passages):,} passages and {len(data.questions):,} "
+            "questions; a joint run needs both"
+        )
+    model = build_model(config, data, ranks)
+    texts = corpus_texts(data)
+    parts = index or _local_index(config, texts, folder, ranks)
+    refresher = Refresher(
+        config.refresh,
+        index_folder(folder),
+        texts,
+        model.encoder.dim,
+        ShardedSearch(parts.shards, config.search.deadline_s),
+        parts.pool,
+        dtype="float32",
+        block_rows=BLOCK_ROWS,
+        probe_queries=[question.text for question in data.questions[: config.refresh.num_probe_queries]],
+    )
+    with closing(refresher):
+        checkpoints = RunCheckpoints(
+            folder / "checkpoints",
+            fingerprint=run_fingerprint(config, data),
+            keep=config.checkpoint.keep,
+        )
+        trainer = JointTrainer(
+            config,
+            data,
+            model,
+            refresher,
+            checkpoints,
+            folder,
+            held_out=held_out,
+            ranks=ranks,
+            watch=watch or Watch(),
+        )
+        return trainer.run()
+
+
+def _local_index(config: JointConfig, texts: list[str], folder: Path, ranks: Ranks) -> IndexParts:
+    """Return shards that read the run's folder, and on the first rank encoders in threads or in line."""
+    shards = local_shards(
+        versions_folder(index_folder(folder)), len(texts), BLOCK_ROWS, device=str(ranks.device)
+    )
+    pool = None
+    if ranks.is_first:
+        kind = ThreadEncoderPool if config.refresh.mode == "async" else InlineEncoderPool
+        pool = kind(texts, load_encoder(config, str(ranks.device)))
+    return IndexParts(tuple(shards), pool)
