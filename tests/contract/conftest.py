@@ -10,6 +10,7 @@ from fakes_retrieval import HashEmbedder, MemoryRetrieval
 
 from retrieval.config import RetrievalConfig
 from retrieval.service import LocalRetrieval
+from retrieval.sharding.sharded_retrieval import ShardedRetrieval
 
 
 @pytest.fixture(scope="session")
@@ -26,13 +27,17 @@ def actor_retrieval(ray_session: None, tmp_path_factory: pytest.TempPathFactory)
         ray.kill(handle, no_restart=True)
 
 
-@pytest.fixture(params=["memory", "local", pytest.param("actor", marks=pytest.mark.integration)])
+@pytest.fixture(params=["memory", "local", "sharded", pytest.param("actor", marks=pytest.mark.integration)])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[object]:
     """A `Retriever` that is also a `DocumentStore`, empty."""
     if request.param == "memory":
         yield MemoryRetrieval()
     elif request.param == "local":
         async with await LocalRetrieval.open(tmp_path, RetrievalConfig(), HashEmbedder()) as retrieval:
+            yield retrieval
+    elif request.param == "sharded":
+        config = RetrievalConfig(num_shards=2)
+        async with await ShardedRetrieval.open(tmp_path, config, HashEmbedder()) as retrieval:
             yield retrieval
     else:
         retrieval = request.getfixturevalue("actor_retrieval")

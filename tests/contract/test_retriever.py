@@ -191,7 +191,8 @@ async def test_a_result_tells_its_stages_and_explains_itself_when_asked(filled) 
     explanation = told.explanation
     assert explanation.version == told.index_version
     assert explanation.terms == ("bread",)
-    assert len(explanation.plans) == len(explanation.seqs) == 1
+    assert explanation.plans.keys() == explanation.seqs.keys()  # Those of every shard.
+    assert all(name.startswith("shard-") for name in explanation.plans)
     for leg, score in (("dense", "dense_score"), ("lexical", "lexical_score")):
         of_leg = dict(getattr(explanation, leg))
         assert of_leg
