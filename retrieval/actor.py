@@ -176,6 +176,7 @@ class ActorRetrieval(Router):
     async def aclose(self) -> None:
         """Close the shards and stop all actors for good; an attached client only leaves."""
         if self._attached:
+            await asyncio.gather(*self._collecting)
             await self._stop_searching()
             return
         others: set[str] = set()
