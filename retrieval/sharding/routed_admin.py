@@ -121,7 +121,7 @@ class RoutedAdmin:
                 f"index version '{info.version_id}' holds {info.num_documents:,} of {info.num_wanted:,} "
                 "documents; wait until it is ready"
             )
-        self._views.entered(await switch(shards, info.version_id, reason))
+        await switch(shards, info.version_id, reason, entered=self._views.entered)
         await self._look_again()
         await self._switched()
         if reason == "switch":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from retrieval.errors import IndexUnavailable, RetrievalError
 from retrieval.sharding.epochs import Epoch, Reason
@@ -53,8 +53,21 @@ async def settle(shards: Sequence[ReplicaSet]) -> Epoch:
     return epoch
 
 
-async def switch(shards: Sequence[ReplicaSet], version_id: str, reason: Reason = "switch") -> Epoch:
+async def switch(
+    shards: Sequence[ReplicaSet],
+    version_id: str,
+    reason: Reason = "switch",
+    *,
+    entered: Callable[[Epoch], None],
+) -> Epoch:
     """Make a version answer on every shard and return the switch; one that answers already stays.
+
+    Args:
+        shards: All shards.
+        version_id: A version that lacks nothing.
+        reason: Why.
+        entered: Called with the switch once it is committed and before any shard lets writes through; they go
+            to the new version alone, so searches must name that one by then.
 
     Raises:
         InvalidVersion: It lacks documents on some shard, or another switch came first; nothing was changed.
@@ -62,6 +75,7 @@ async def switch(shards: Sequence[ReplicaSet], version_id: str, reason: Reason =
     """
     before = await newest_epoch(shards)
     if before.version == version_id:
+        entered(before)
         return before
     epoch = Epoch(before.epoch + 1, version_id, reason, time.time())
     prepared = time.monotonic()
@@ -76,6 +90,7 @@ async def switch(shards: Sequence[ReplicaSet], version_id: str, reason: Reason =
         await _end_prepared(shards, epoch, commit=False)
         raise
     await _commit(shards, epoch)
+    entered(epoch)
     await tell(shards, epoch)
     return epoch
 

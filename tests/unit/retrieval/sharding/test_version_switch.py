@@ -13,6 +13,7 @@ from retrieval.errors import IndexUnavailable, InvalidVersion, UnknownVersion
 from retrieval.sharding import version_switch
 from retrieval.sharding.epochs import Epoch
 from retrieval.sharding.sharded_retrieval import ShardedRetrieval
+from retrieval.sharding.switch_side import SwitchSide
 from retrieval.types import Record, SearchRequest
 from retrieval.versions import VersionState
 
@@ -78,6 +79,26 @@ async def test_switch_under_load_fails_no_query_and_mixes_no_version(tmp_path: P
         (result,) = await retrieval.search([SearchRequest("topic", k=1000)])
         assert result.index_version == second
         assert len(result.hits) == written
+
+
+async def test_searches_name_the_new_version_before_a_shard_lets_writes_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path, num_shards=2) as retrieval:
+        await retrieval.upsert(records(0, 10))
+        second = await built(retrieval)
+        seen: list[str] = []
+        enter = SwitchSide.enter_epoch
+
+        async def search_first(side: SwitchSide, epoch: Epoch, is_primary: bool) -> None:
+            (result,) = await retrieval.search([SearchRequest("topic", k=100)])
+            assert len(result.hits) == 10
+            seen.append(result.index_version)
+            await enter(side, epoch, is_primary)
+
+        monkeypatch.setattr(SwitchSide, "enter_epoch", search_first)
+        await retrieval.switch(second)
+    assert seen == [second, second]
 
 
 async def test_incomplete_or_unknown_version_is_refused(tmp_path: Path) -> None:
@@ -167,6 +188,8 @@ async def test_changed_configuration_is_switched_to_by_all_shards_together(tmp_p
         await retrieval.upsert(records(0, 20))
         first = (await retrieval.versions())[0].version_id
     async with opened(tmp_path, num_shards=2, chunk_tokens=64) as retrieval:
-        await until(lambda: retrieval._views.view_of(None).version != first)
+        ledgers = [node_of(retrieval, shard).local.ledger for shard in range(2)]
+        await until(lambda: all(ledger.history[-1].version != first for ledger in ledgers))
+        assert retrieval._views.view_of(None).version != first
         assert {epoch for epoch, _ in await active(retrieval)} == {2}
         assert len((await retrieval.search([SearchRequest("topic", k=100)]))[0].hits) == 20
