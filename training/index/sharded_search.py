@@ -131,13 +131,14 @@ class ShardedSearch:
 
 
 class LocalShard:
-    """A shard in this process, with a thread of its own, so that shards search at the same time."""
+    """A shard in this process, with threads of its own: shards search together, and while they load."""
 
     def __init__(self, shard: TrainIndexShard, name: str) -> None:
         """Wrap a shard."""
         self._shard = shard
         self._name = name
-        self._thread = DaemonThread(name)
+        self._searching = DaemonThread(name)
+        self._loading = DaemonThread(f"{name} loading")
 
     @property
     def name(self) -> str:
@@ -145,20 +146,20 @@ class LocalShard:
         return self._name
 
     def search(self, call: SearchCall) -> Future[tuple[np.ndarray, np.ndarray]]:
-        """Search in its thread."""
-        return self._thread.submit(
+        """Search in one thread."""
+        return self._searching.submit(
             lambda: self._shard.search(
                 call.number, call.step, call.snapshot_step, call.max_staleness, call.queries_QD, call.k
             )
         )
 
     def load(self, number: int) -> Future[None]:
-        """Load in its thread."""
-        return self._thread.submit(lambda: self._shard.load(number))
+        """Load in the other."""
+        return self._loading.submit(lambda: self._shard.load(number))
 
     def keep(self, numbers: Sequence[int]) -> Future[None]:
-        """Drop other versions in its thread."""
-        return self._thread.submit(lambda: self._shard.keep(numbers))
+        """Drop other versions, after loads asked for before."""
+        return self._loading.submit(lambda: self._shard.keep(numbers))
 
 
 def shard_rows(num_rows: int, block_rows: int, num_shards: int) -> list[tuple[int, int]]:
