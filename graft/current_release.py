@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,11 +39,9 @@ class Unswitched:
 
 def unswitched(model: GeneratorInfo, config_hash: str) -> Unswitched:
     """Return what a platform's release has beside the index version."""
-    from serving.prompt import CHAT_SYSTEM, RAG_SYSTEM, TURN_END, TURN_START
+    from serving.prompt import prompt_hash
 
-    prompts = "\n".join((RAG_SYSTEM, CHAT_SYSTEM, TURN_START, TURN_END))
-    prompt_hash = hashlib.sha256(prompts.encode()).hexdigest()[:16]
-    return Unswitched(model.model_hash, model.tokenizer_hash, prompt_hash, config_hash)
+    return Unswitched(model.model_hash, model.tokenizer_hash, prompt_hash(), config_hash)
 
 
 class CurrentRelease:

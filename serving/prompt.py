@@ -7,6 +7,7 @@ which is what KV reuse needs, and control tokens inside a passage stay plain cha
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -61,6 +62,12 @@ class TextEncoder(Protocol):
     def encode(self, text: str, *, trusted: bool) -> list[int]:
         """Return token ids; control tokens keep their meaning only in trusted text."""
         ...
+
+
+def prompt_hash() -> str:
+    """Return 16 hex digits over the templates, which releases and trained models are bound to."""
+    templates = "\n".join((RAG_SYSTEM, CHAT_SYSTEM, TURN_START, TURN_END))
+    return hashlib.sha256(templates.encode()).hexdigest()[:16]
 
 
 def _template(kind: SegmentKind, text: str) -> Segment:

@@ -1,8 +1,9 @@
 """Checkpoints of a run: complete or absent, verified, resharded, written while training goes on.
 
-Tensors are written by PyTorch's distributed checkpoint (DCP), which gathers and splits them for any number of
-ranks. A checkpoint is a folder `step-<n>`: it is written as `step-<n>.partial`, its files fsynced, the manifest
-with their hashes last, then renamed, then `LATEST` names it. A crash leaves the one before as it was.
+Tensors are written by PyTorch's distributed checkpoint (DCP), which gathers and splits them for any number
+of ranks. A checkpoint is a folder `step-<n>`: it is written as `step-<n>.partial`, its files fsynced, the
+manifest with their hashes last, then renamed, then `LATEST` names it for people and scripts. A crash leaves
+the one before as it was.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import shutil
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from training.errors import CheckpointError, OutOfResources
 
@@ -60,7 +63,7 @@ class RunCheckpoints:
         self._folder, self._fingerprint, self._keep = folder, fingerprint, keep
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         # Files are written while the ranks train: their collectives must not mix.
-        self._group = dist.new_group(backend="gloo")
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
         self._writing: tuple[Future[Any], int, dict[str, Any]] | None = None
         if self._rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +84,7 @@ class RunCheckpoints:
         """
         self.wait()
         try:
-            dcp.save(tensors, checkpoint_id=str(self._partial(step)), process_group=self._group)
+            save_tensors(tensors, checkpoint_id=str(self._partial(step)), process_group=self._group)
         except (CheckpointException, OSError) as error:
             raise self._failed(step, error) from error
         self._commit(step, facts)
@@ -94,7 +97,7 @@ class RunCheckpoints:
             CheckpointError: The one before could not be written.
         """
         self.wait()
-        future = dcp.async_save(tensors, checkpoint_id=str(self._partial(step)), process_group=self._group)
+        future = async_save(tensors, checkpoint_id=str(self._partial(step)), process_group=self._group)
         if not isinstance(future, Future):
             future = future.upload_completion
         self._writing = (future, step, facts)
@@ -134,15 +137,15 @@ class RunCheckpoints:
                 if manifest["fingerprint"] != self._fingerprint:
                     raise CheckpointError(
                         f"'{folder}' was written by a run of another configuration or other data "
-                        f"({manifest['fingerprint']}, this one is {self._fingerprint}); use the same, or another "
-                        "output folder"
+                        f"({manifest['fingerprint']}, this one is {self._fingerprint}); use the same, "
+                        "or another output folder"
                     )
                 return SavedRun(folder, manifest["step"], manifest["world_size"], manifest["facts"])
             _log.warning("checkpoint '%s' is left out: %s", folder, problem)
         if found:
             raise CheckpointError(
-                f"no checkpoint in '{self._folder}' is whole; restore one from a copy, or start anew in another "
-                "output folder"
+                f"no checkpoint in '{self._folder}' is whole; restore one from a copy, or start anew in "
+                "another output folder"
             )
         return None
 
@@ -158,7 +161,7 @@ class RunCheckpoints:
             CheckpointError: Its tensors are not those of the state dict.
         """
         try:
-            dcp.load(tensors, checkpoint_id=str(saved.folder), process_group=self._group)
+            load_tensors(tensors, checkpoint_id=str(saved.folder), process_group=self._group)
         except (CheckpointException, RuntimeError, ValueError) as error:
             raise CheckpointError(f"'{saved.folder}' does not fit this run's models: {error}") from error
 
@@ -200,18 +203,14 @@ class RunCheckpoints:
     def _failed(self, step: int, error: BaseException) -> Exception:
         if self._rank == 0:
             shutil.rmtree(self._partial(step), ignore_errors=True)
-        causes = [error, *getattr(error, "failures", {}).values()]
-        if any(isinstance(_error_of(cause), OSError) and _error_of(cause).errno == errno.ENOSPC for cause in causes):
+        # DCP gives a pair of exception and traceback for each rank that failed.
+        causes = [error, *(pair[0] for pair in getattr(error, "failures", {}).values())]
+        if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in causes):
             return OutOfResources(
-                f"the disk of '{self._folder}' is full: the checkpoint of step {step} was not written, the one "
-                "before is as it was. Free space and start the run again with the same arguments"
+                f"the disk of '{self._folder}' is full: the checkpoint of step {step} was not written, the "
+                "one before is as it was. Free space and start the run again with the same arguments"
             )
-        return CheckpointError(f"the checkpoint of step {step} in '{self._folder}' could not be written: {error}")
-
-
-def _error_of(cause: Any) -> Any:
-    """Return the exception of one of DCP's (exception, traceback) pairs."""
-    return cause[0] if isinstance(cause, tuple) else cause
+        return CheckpointError(f"checkpoint {step} in '{self._folder}' could not be written: {error}")
 
 
 def _step_of(folder: Path) -> int:

@@ -104,8 +104,12 @@ class EncoderTower(nn.Module):
 
     def save(self, folder: Path, side: Side) -> None:
         """Write one side as a sentence-transformers model, adapters merged into its weights."""
+        model = self._side(side)
+        # A tokenizer is saved with the length and padding of its last call.
+        model.tokenizer.backend_tokenizer.no_truncation()
+        model.tokenizer.backend_tokenizer.no_padding()
         with torch.no_grad():
-            merged(self._side(side)).save_pretrained(str(folder), create_model_card=False)
+            merged(model).save_pretrained(str(folder), create_model_card=False)
 
     def _side(self, side: Side) -> SentenceTransformer:
         return self.passages if side == "passage" and self.passages is not None else self.queries

@@ -5,9 +5,11 @@ Shapes: Q questions, N passages, D dimensions, K ranks.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -48,6 +50,16 @@ class EvaluationReport:
 
     judged: tuple[Judged, ...]
     """In the order of the questions, so that two reports can be compared pair by pair."""
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps([asdict(one) for one in self.judged]), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> EvaluationReport:
+        """Return the report that `save` wrote."""
+        return cls(tuple(Judged(**one) for one in json.loads(path.read_text(encoding="utf-8"))))
 
     def means(self) -> dict[str, float]:
         """Return recall at `RANKS`, MRR, and EM and F1 where the reader was asked."""

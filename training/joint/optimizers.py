@@ -83,7 +83,7 @@ def _make(config: OptimConfig, groups: Iterable[dict], lr: float) -> torch.optim
     if config.kind == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
     try:
-        from bitsandbytes.optim.adamw import AdamW8bit
+        from bitsandbytes.optim.adamw import AdamW8bit  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError("optim.kind='adamw_8bit' needs bitsandbytes: pip install bitsandbytes") from error
     return AdamW8bit(groups, lr=lr, betas=betas)

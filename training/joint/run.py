@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from training.candidate import write_candidate
 from training.checkpoints.run_checkpoints import RunCheckpoints
 from training.data import fingerprint as data_fingerprint
 from training.errors import DataError
@@ -49,6 +50,11 @@ def index_folder(folder: Path) -> Path:
     return folder / "index"
 
 
+def candidate_folder(folder: Path) -> Path:
+    """Return where a complete run leaves what it gives to the platform."""
+    return folder / "candidate"
+
+
 def load_encoder(config: JointConfig, device: str = "cpu") -> LoadEncoder:
     """Return what builds an encoder from a snapshot; picklable."""
     return partial(SnapshotEncoder, max_passage_tokens=config.encoder.max_passage_tokens, device=device)
@@ -87,8 +93,8 @@ def run_joint(
     Args:
         config: What decides the result.
         data: Passages that are searched and questions trained on.
-        folder: Of the run: checkpoints, index and logs. Started again with the same arguments, it goes on from
-            the newest checkpoint and gives the same weights and metrics as a run that was never stopped.
+        folder: Of the run: checkpoints, index and logs. Started again with the same arguments, it goes on
+            from the newest checkpoint and gives the same weights and metrics as a run that was never stopped.
         held_out: Questions it is judged by; its passages are the ones searched then.
         ranks: This process among the others; None where it is alone.
         watch: The outside.
@@ -134,7 +140,18 @@ def run_joint(
             ranks=ranks,
             watch=watch or Watch(),
         )
-        return trainer.run()
+        result = trainer.run()
+    if result.is_complete and ranks.is_first:
+        write_candidate(
+            candidate_folder(folder),
+            model,
+            config,
+            data_fingerprint=data_fingerprint(data),
+            steps=result.steps,
+            before=result.before,
+            after=result.after,
+        )
+    return result
 
 
 def _local_index(config: JointConfig, texts: list[str], folder: Path, ranks: Ranks) -> IndexParts:

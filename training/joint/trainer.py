@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class RunResult:
     is_complete: bool
     """Whether it reached its last step; if not it was told to stop and can be resumed."""
     before: EvaluationReport | None
-    """Held-out questions before the first step; None on a resumed run, other ranks, or without any."""
+    """Held-out questions before the first step; None on other ranks, or where there are none."""
     after: EvaluationReport | None
     """Held-out questions after the last step."""
 
@@ -126,7 +127,7 @@ class JointTrainer:
         """
         done = self._resume()
         log = RunLog(self._folder, resume_step=done) if self._ranks.is_first else None
-        before = self._evaluate(0, log) if done == 0 else None
+        before = self._evaluate(0, log) if done == 0 else self._evaluated(0)
         after, stopped = None, False
         last = self._config.optim.steps
         try:
@@ -149,6 +150,8 @@ class JointTrainer:
         finally:
             if log is not None:
                 log.close()
+        if done == last and after is None:  # Nothing was left to do.
+            after = self._evaluated(done)
         return RunResult(done, done == last, before, after if done == last else None)
 
     def _one(self, step: int, log: RunLog | None) -> None:
@@ -179,13 +182,23 @@ class JointTrainer:
         self._watch.on_step(step, metrics | timings)
 
     def _before_step(self, step: int) -> RefreshReport:
-        report = self._refresher.before_step(step, self._model.save_passages, self._model.probe_encoder)
-        if report.activated is not None and self._ranks.world_size > 1:
-            self._ranks.barrier()  # By then the first rank has loaded the version on every shard.
-            if self._config.refresh.is_adaptive:
-                plan = self._ranks.from_first(self._refresher.plan.to_json())
+        """Have the index be as the plan says; the first rank drives, the others follow it."""
+        with self._after_first(self._refresher.plan.activation_due(step) is not None):
+            report = self._refresher.before_step(step, self._model.save_passages, self._model.probe_encoder)
+        if report.activated is not None and self._config.refresh.is_adaptive:
+            plan = self._ranks.from_first(self._refresher.plan.to_json())
+            if not self._ranks.is_first:
                 self._refresher.follow(RefreshPlan.from_json(plan))
         return report
+
+    @contextmanager
+    def _after_first(self, wanted: bool) -> Iterator[None]:
+        """Let the other ranks do something only when the first one has done it."""
+        if wanted and not self._ranks.is_first:
+            self._ranks.barrier()
+        yield
+        if wanted and self._ranks.is_first:
+            self._ranks.barrier()
 
     def _evaluate(self, step: int, log: RunLog | None) -> EvaluationReport | None:
         """Judge the towers on the first rank; the others wait and get None."""
@@ -194,10 +207,19 @@ class JointTrainer:
         report = None
         if self._ranks.is_first:
             report = self._evaluation.run(self._model.encoder, self._model.reader)
+            report.save(self._report_path(step))
             if log is not None:
                 log.evaluation(step, report.means())
         self._ranks.barrier()
         return report
+
+    def _evaluated(self, step: int) -> EvaluationReport | None:
+        """Return an evaluation of before a restart, on the first rank."""
+        path = self._report_path(step)
+        return EvaluationReport.load(path) if self._ranks.is_first and path.exists() else None
+
+    def _report_path(self, step: int) -> Path:
+        return self._folder / "held_out" / f"step-{step}.json"
 
     def _is_better(self, report: EvaluationReport | None) -> bool:
         """Return whether the held-out questions were never answered better; on every rank alike."""
@@ -238,7 +260,8 @@ class JointTrainer:
             options=_OPTIONS,
         )
         self._model.load_state(saved.facts["teacher"])
-        self._refresher.restore(RefresherState.from_json(saved.facts["refresh"]))
+        with self._after_first(wanted=True):
+            self._refresher.restore(RefresherState.from_json(saved.facts["refresh"]))
         self._best = float("-inf") if saved.facts["best"] is None else saved.facts["best"]
         _log.info("resumed from '%s' after step %d", saved.folder, saved.step)
         return saved.step

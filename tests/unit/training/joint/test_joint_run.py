@@ -88,7 +88,7 @@ def test_stopped_run_resumes_to_the_same_weights_and_log(
     assert (stopped.steps, stopped.is_complete, stopped.after) == (stop_after, False, None)
     resumed = _run(config, lookup_set, tmp_path / "cut", held_out=lookup_set)
     assert (resumed.steps, resumed.is_complete) == (STEPS, True)
-    assert resumed.before is None
+    assert resumed.before is not None
     assert _log(tmp_path / "cut") == _log(tmp_path / "whole")
     assert _log(tmp_path / "cut", "evaluations") == _log(tmp_path / "whole", "evaluations")
     assert _weights(tmp_path / "cut") == _weights(tmp_path / "whole")
@@ -239,9 +239,9 @@ def test_data_that_cannot_be_trained_on_is_refused(
 ):
     with pytest.raises(DataError, match="0 questions"):
         _run(config, replace(lookup_set, questions=()), tmp_path)
-    with pytest.raises(DataError, match="fewer than optim.batch_questions"):
+    with pytest.raises(DataError, match=r"fewer than optim\.batch_questions"):
         _run(config, replace(lookup_set, questions=lookup_set.questions[:2]), tmp_path)
-    with pytest.raises(DataError, match="fewer than search.k=3"):
+    with pytest.raises(DataError, match=r"fewer than search\.k=3"):
         _run(config, replace(lookup_set, passages=lookup_set.passages[:2]), tmp_path)
     unlabelled = replace(lookup_set, questions=(*lookup_set.questions[:3], TrainingQuestion("x", "Who?")))
     with pytest.raises(DataError, match="'x' has no answer"):

@@ -110,5 +110,5 @@ def test_answers_are_what_greedy_generation_gives_one_by_one(tower: ReaderTower,
 
 
 def test_model_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match="reader.model.*nowhere"):
+    with pytest.raises(ConfigError, match=r"reader\.model.*nowhere"):
         ReaderTower(ReaderConfig(model="/nowhere/at/all"), torch.device("cpu"))
