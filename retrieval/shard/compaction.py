@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,15 +104,23 @@ def build_segment(
 
 
 def _built_base(version: StoredVersion, matrix_ND: np.ndarray, config: RetrievalConfig) -> VectorBase:
-    """Return the vectors' structure; one of recall above the floor where the choice is ours."""
+    """Return the vectors' structure; the choice is ours where the kind asked for cannot be had here.
+
+    One of our choice has a recall above the floor.
+    """
     kind, settings = version.spec.kind, VectorSettings.of(config)
     try:
         base = build_base(matrix_ND, kind, settings)
     except (IndexTooLarge, NoSuchDevice) as error:
-        raise IndexUnavailable(
-            f"index version '{version.version_id}' cannot be compacted to kind '{kind}': {error}; "
-            "searches go on exactly"
-        ) from error
+        _log.warning(
+            "index version '%s' cannot be of kind '%s' on this machine: %s; one that fits stands in for it",
+            version.version_id,
+            kind,
+            error,
+        )
+        device = "cpu" if isinstance(error, NoSuchDevice) else settings.device
+        kind, settings = "auto", replace(settings, device=device)
+        base = build_base(matrix_ND, kind, settings)
     recall, floor = base.measured_recall, config.recall_floor
     if recall is None or recall >= floor:
         return base

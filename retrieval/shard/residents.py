@@ -121,6 +121,8 @@ class Residents:
             index = self._indexes.get(version.number)
             built = self._built(version, index.segment if index else None)
             fresh = VersionIndex(version, self._config, built)
+            if fresh.misplaced:  # What fitted when it was built does not now: not at once again.
+                self._not_before[version.number] = time.monotonic() + _RETRY_S
             base_row_id = fresh.base_row_id
             with self._store.snapshot() as snapshot:
                 fresh.follow(snapshot)  # Most of the way, while searches go on.

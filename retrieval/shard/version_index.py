@@ -9,11 +9,11 @@ Legend: N positions, Q queries, K hits, D dimensions.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -43,7 +43,7 @@ from retrieval.vectors.kinds import open_base
 from retrieval.vectors.recall import RecallEstimate, RecallEstimator, estimate_recall
 from retrieval.vectors.segments import VectorSegments
 from retrieval.vectors.settings import VectorSettings
-from retrieval.versions import IndexKind
+from retrieval.vectors.types import IndexTooLarge, NoSuchDevice, VectorBase
 
 _TIE_SLACK = 8
 _MAX_TIES = 4096
@@ -52,6 +52,8 @@ _NO_LEXICAL = "the lexical index is being rebuilt"
 
 _SPARE_CANDIDATES = 10
 """Candidates beyond `k` of a search that ends with one leg: for ties, and for chunks deleted meanwhile."""
+
+_log = logging.getLogger(__name__)
 
 
 class VersionIndex:
@@ -75,6 +77,8 @@ class VersionIndex:
         self.segment = segment
         self.segment_lost = False
         """Whether there was a base segment that could not be used."""
+        self.misplaced = False
+        """Whether its vectors' structure needs a device or memory that this machine lacks."""
         self.lexical_complete = True
         """Whether the terms of every chunk can be looked up."""
         self._config = config
@@ -89,8 +93,7 @@ class VersionIndex:
         else:
             folder, manifest = segment
             self.contents = read_contents(folder, manifest)
-            base = open_base(folder / VECTORS_FOLDER, read_matrix(folder, manifest), settings)
-            self.vectors = VectorSegments(base, settings)
+            self.vectors = VectorSegments(self._opened_base(folder, manifest, settings), settings)
             self._lexical = LexicalSegments(
                 bm25, LexicalBase(folder / LEXICAL_FOLDER), base_row_id(self.contents)
             )
@@ -101,6 +104,21 @@ class VersionIndex:
         self._num_base = len(self.contents.rows)
         self.base_row_id = base_row_id(self.contents)
         self._selections = Selections(self.contents.rows, self.contents.columns)
+
+    def _opened_base(self, folder: Path, manifest: Manifest, settings: VectorSettings) -> VectorBase:
+        """Return the segment's vectors; its bare matrix where their structure cannot be had here."""
+        matrix_ND = read_matrix(folder, manifest)
+        try:
+            return open_base(folder / VECTORS_FOLDER, matrix_ND, settings)
+        except (IndexTooLarge, NoSuchDevice) as error:
+            self.misplaced = True
+            _log.warning(
+                "the vectors of index segment '%s' cannot be used on this machine: %s; searches are exact "
+                "until they are built again",
+                folder,
+                error,
+            )
+            return ExactBase(matrix_ND, settings.num_threads)
 
     @property
     def seq(self) -> int:
@@ -131,7 +149,7 @@ class VersionIndex:
         return SegmentReport(
             shard=shard,
             version_id=self.version.version_id,
-            kind=cast(IndexKind, "exact" if manifest is None else manifest.kind),
+            kind=self.vectors.base.kind,
             seq=self.seq,
             num_rows=self.vectors.num_live,
             num_base_rows=self._num_base,
@@ -145,6 +163,8 @@ class VersionIndex:
         """Return why a new base segment is due, or None."""
         if self.segment_lost or not self.lexical_complete:
             return "its base segment was lost"
+        if self.misplaced:
+            return "the vectors of its base segment cannot be used on this machine"
         reason = self.vectors.needs_compaction()
         served = self._recall.estimate()
         if reason is None and served.alarm and self.vectors.num_live != self._num_base:

@@ -94,6 +94,7 @@ def open_base(folder: Path, matrix_ND: np.ndarray, settings: VectorSettings | No
 
     Raises:
         CorruptBase: The files are not what `save` wrote, or the matrix is another one.
+        IndexTooLarge: A GPU kind was saved and the GPU has no room for it now.
         NoSuchDevice: A GPU kind was saved and there is no GPU now.
     """
     settings = settings or VectorSettings()
@@ -104,6 +105,11 @@ def open_base(folder: Path, matrix_ND: np.ndarray, settings: VectorSettings | No
     if not len(matrix_ND):
         raise CorruptBase(f"{folder} describes a {note.kind} base, the matrix has no rows; build it again")
     if note.kind in _GPU_KINDS:
+        from retrieval.vectors import gpu
+
+        gpu.require(note.kind)
+        num_rows, dim = matrix_ND.shape
+        memory.check(note.kind, num_rows, dim, settings)
         base = _built(note.kind, matrix_ND, settings)
         base.effort, base.measured_recall = note.effort, note.measured_recall
         return base

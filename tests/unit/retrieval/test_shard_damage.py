@@ -7,11 +7,13 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from shard_model import (
     ALL,
+    SPEC,
     Beside,
     fill,
     segment_of,
@@ -23,6 +25,9 @@ from retrieval.config import RetrievalConfig
 from retrieval.errors import IndexUnavailable
 from retrieval.truth.records import Vectors
 from retrieval.types import Record, SearchRequest
+from retrieval.vectors import gpu
+from retrieval.vectors.exact import ExactBase
+from retrieval.vectors.notes import Note
 
 
 @pytest.fixture
@@ -72,6 +77,47 @@ def _waiting(event: threading.Event):
 def _is_whole(beside: Beside) -> bool:
     (found,) = beside.shard.candidates(None, [ALL], vector_of(ALL.query)[None])
     return not found.skipped
+
+
+class OnGpu(ExactBase):
+    """A base that says it lives on a GPU."""
+
+    kind = "gpu_flat"  # pyright: ignore[reportAssignmentType]
+
+    def save(self, folder: Path) -> list[Path]:
+        return [Note("gpu_flat", self.effort).write(folder)]
+
+
+@pytest.mark.parametrize("gone", ["the GPU", "its memory"])
+def test_segment_of_a_gpu_that_is_gone_is_searched_exactly_and_rebuilt_with_a_kind_that_fits(
+    tmp_path: Path, gone: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shard_model.SPEC", replace(SPEC, kind="gpu_flat"))
+    beside = Beside(tmp_path / "shard")
+    fill(beside)
+    with monkeypatch.context() as patch:
+        patch.setattr("retrieval.shard.compaction.build_base", lambda matrix_ND, *_: OnGpu(matrix_ND))
+        patch.setattr(gpu, "require", lambda _: None)
+        patch.setattr(gpu, "build", lambda kind, matrix_ND, *_: OnGpu(matrix_ND))
+        patch.setattr(gpu, "free_bytes", lambda _: 1 << 40)
+        beside.shard.compact()
+        assert beside.shard.segments()[0].kind == "gpu_flat"
+        beside.check(ALL)
+    beside.put("t", "after", "apple pie")
+    beside.shard.close()
+    if gone == "its memory":
+        monkeypatch.setattr(gpu, "require", lambda _: None)
+        monkeypatch.setattr(gpu, "free_bytes", lambda _: 1000)
+    building = threading.Event()
+    monkeypatch.setattr("retrieval.shard.residents.build_segment", _waiting(building))
+    beside.open()
+    beside.check(ALL)
+    assert "cannot be used on this machine" in caplog.text
+    building.set()
+    wait_until(lambda: beside.shard.segments()[0].num_delta_rows == 0)
+    assert beside.shard.segments()[0].kind == "exact"
+    beside.check(ALL)
+    beside.shard.close()
 
 
 def test_segment_of_another_log_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
