@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +17,7 @@ import psutil
 from graft.errors import StartError
 
 RECORD = "platform.json"
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ def find_running(home: Path) -> Running | None:
     try:
         running = Running(**json.loads((home / RECORD).read_text(encoding="utf-8")))
         process = psutil.Process(running.pid)
-        return running if abs(process.create_time() - running.process_started_s) < 1.0 else None
+        is_it = abs(process.create_time() - running.process_started_s) < 1.0
+        return running if is_it and process.status() != psutil.STATUS_ZOMBIE else None
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, TypeError, psutil.NoSuchProcess):
         return None
 
@@ -93,15 +97,16 @@ def stop_running(home: Path, *, timeout_s: float = 60.0) -> Running | None:
     running = find_running(home)
     if running is None:
         return None
-    try:
+    end_s = time.monotonic() + timeout_s
+    with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(running.pid)
         process.terminate()
-        process.wait(timeout_s)
-    except psutil.NoSuchProcess:
-        return running
-    except psutil.TimeoutExpired as error:
-        raise StartError(
-            f"process {running.pid} did not stop within {timeout_s:.0f} s; "
-            f"end it with `kill -9 {running.pid}`"
-        ) from error
+        # One that its parent has not reaped is gone all the same; its pid may stay for ever.
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > end_s:
+                raise StartError(
+                    f"process {running.pid} did not stop within {timeout_s:.0f} s; "
+                    f"end it with `kill -9 {running.pid}`"
+                )
+            time.sleep(_POLL_S)
     return running

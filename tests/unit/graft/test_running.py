@@ -59,3 +59,17 @@ def test_stop_ends_the_recorded_process(tmp_path):
         assert running is not None
         assert running.pid == process.pid
     assert stop_running(tmp_path) is None
+
+
+def test_process_that_nobody_has_reaped_counts_as_stopped(tmp_path):
+    code = "import sys; from pathlib import Path; from graft.running import write_record\n"
+    code += "write_record(Path(sys.argv[1]), 'u'); print('up', flush=True); import time; time.sleep(60)"
+    stop = "import sys; from pathlib import Path; from graft.running import stop_running\n"
+    stop += "print(stop_running(Path(sys.argv[1]), timeout_s=20).pid)"
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        # This process, its parent, does not wait for it, as a container without an init does not.
+        stopped = subprocess.run([sys.executable, "-c", stop, tmp_path], capture_output=True, text=True)
+        assert stopped.stdout == f"{process.pid}\n", stopped.stderr
+        assert find_running(tmp_path) is None
