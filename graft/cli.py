@@ -24,6 +24,7 @@ from graft.graph_cli import graph_app
 from graft.index_cli import index_app
 from graft.search_cli import search
 from graft.shards_cli import promote, reshard, shards
+from graft.train_cli import jobs_app, train
 
 if TYPE_CHECKING:
     from graft.blocking import Graft
@@ -42,6 +43,8 @@ index_app.command()(promote)
 app.command()(search)
 app.add_typer(index_app, name="index")
 app.add_typer(graph_app, name="graph")
+app.command()(train)
+app.add_typer(jobs_app, name="jobs")
 
 
 def main() -> None:

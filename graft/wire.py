@@ -41,6 +41,7 @@ from serving.errors import (
     PromptTooLong,
     ServingError,
 )
+from training.errors import TrainingError
 
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ STATUS: dict[type[Exception], int] = {
 BUSY = (Overloaded, IndexOverloaded)
 """Errors that say when to come back."""
 
-OURS = (GraftError, RetrievalError, ServingError, AgentError)
+OURS = (GraftError, RetrievalError, ServingError, AgentError, TrainingError)
 """Roots of every error raised on purpose."""
 
 

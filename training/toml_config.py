@@ -9,7 +9,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -22,7 +22,7 @@ def load_toml(kind: type[Config], path: Path, overrides: Iterable[str] = ()) -> 
     """Return the configuration of a file.
 
     Args:
-        kind: A frozen dataclass whose fields are values, dataclasses, or tuples of either.
+        kind: A frozen dataclass whose fields are values, dataclasses, or tuples or mappings of either.
         path: TOML file.
         overrides: `dotted.key=value`, later ones win; values are TOML, plain words are strings.
 
@@ -33,8 +33,7 @@ def load_toml(kind: type[Config], path: Path, overrides: Iterable[str] = ()) -> 
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
-    for override in overrides:
-        _override(table, override)
+    apply_overrides(table, overrides)
     return from_table(kind, table, str(path))
 
 
@@ -63,6 +62,12 @@ def from_table(kind: type[Config], table: dict[str, Any], where: str) -> Config:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def apply_overrides(table: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Put `dotted.key=value` overrides into a parsed TOML table, later ones win; raises ConfigError."""
+    for override in overrides:
+        _override(table, override)
+
+
 def fingerprint(config: Any) -> str:
     """Return 16 hex digits of a hash over every field of a dataclass."""
     text = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
@@ -89,6 +94,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise ConfigError(f"{where} is a list, got {value!r}")
         return tuple(_value(typing.get_args(hint)[0], item, where) for item in value)
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} is a table, got {value!r}")
+        inner = typing.get_args(hint)[1]
+        return {key: _value(inner, item, f"{where}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is Path and isinstance(value, str):
