@@ -91,6 +91,60 @@ def test_up_answers_reuses_and_leaves_nothing(tmp_path, ended):
     assert not (home / "platform.json").exists()
 
 
+def command(home: Path, *arguments: str) -> str:
+    """Return what a command prints that runs on a home folder of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "graft.cli", *arguments],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"GRAFT_HOME": str(home)}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.timeout(900)
+def test_kill_9_loses_nothing_acknowledged_and_blocks_no_later_start(tmp_path, ended):
+    home, names = tmp_path / "home", {f"kettle-{number}.txt" for number in range(30)}
+    first = Up(home, "--set", "sample_library=false")
+    ended.append(first)
+    url = first.wait_ready()
+    for name in names:
+        added = httpx.post(
+            f"{url}/v1/documents",
+            params={"name": name, "library": "kill"},
+            content=f"The {name} kettle is kept.".encode(),
+            timeout=60,
+        )
+        assert added.status_code == 202
+    left = first.descendants()
+    first.process.kill()
+    first.process.wait()
+
+    second = Up(home, "--set", "sample_library=false")
+    ended.append(second)
+    url = second.wait_ready()
+    end, states = time.monotonic() + 120, {}
+    while set(states.values()) != {"ready"} and time.monotonic() < end:
+        found = httpx.get(f"{url}/v1/documents", params={"library": "kill"}, timeout=60).json()["documents"]
+        states = {document["name"]: document["state"] for document in found}
+        time.sleep(0.2)
+    assert states == dict.fromkeys(names, "ready")
+
+    processes = second.descendants()
+    assert f"stopped process {second.process.pid}" in command(home, "down")
+    assert second.process.wait(10) == 0, second.log.read_text()
+    _, alive = psutil.wait_procs([*processes, *left], timeout=60)
+    assert not alive, [process.cmdline() for process in alive]
+
+    # No platform runs: the commands start what they need, and stop it again.
+    asked = ("kettle kept", "--library", "kill", "--json", "--set", "sample_library=false")
+    result = json.loads(command(home, "search", *asked, "-k", "40"))
+    assert {passage["document"] for passage in result["passages"]} == names
+    answer = json.loads(command(home, "ask", *asked))
+    assert {citation["document"] for citation in answer["citations"]} <= names
+    assert answer["citations"]
+    assert not (home / "platform.json").exists()
+
+
 @pytest.mark.timeout(600)
 def test_interrupt_while_starting_leaves_nothing(tmp_path, ended):
     up = Up(tmp_path / "home")
