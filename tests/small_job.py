@@ -1,16 +1,16 @@
-"""A joint job of twelve facts and two tiny models, as a user would write it."""
+"""A joint job of eleven facts and two tiny models, as a user would write it."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-CITIES = "Lisbon Quito Oslo Accra Hanoi Sofia Riga Lima Doha Bern Cairo Minsk".split()
-OWNERS = "Ada Bo Cleo Dan Eve Finn Gus Hana Ivo Jun Kim Leo".split()
+CITIES = ("Lisbon", "Quito", "Oslo", "Accra", "Hanoi", "Sofia", "Riga", "Lima", "Doha", "Bern", "Cairo")
+OWNERS = ("Ada", "Bo", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jun", "Kim")
 
 
 def write_lookup_set(path: Path) -> Path:
-    """Write twelve facts and a question of each in SQuAD's format."""
+    """Write eleven facts and a question of each in SQuAD's format."""
     articles = [
         {
             "title": city,

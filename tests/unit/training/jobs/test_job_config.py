@@ -44,7 +44,7 @@ def test_every_other_kind_is_read_by_its_own_table(kind: str, tmp_path: Path):
         f'[{kind}.policy]\nfolder = "{tmp_path}"\n[{kind}.train]\nsteps = 4\n{rollout}'
     )
     assert parse_job(text).num_steps == 4
-    with pytest.raises(ConfigError, match="polcy.*did you mean 'policy'"):
+    with pytest.raises(ConfigError, match=r"polcy.*did you mean 'policy'"):
         parse_job(text.replace(f"[{kind}.policy]", f"[{kind}.polcy]"))
 
 
