@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from retrieval.model_files import weights_hash
 from serving.prompt import prompt_hash
 from serving.weights import tokenizer_hash
@@ -71,6 +73,7 @@ def write_candidate(
     model: JointModel,
     config: JointConfig,
     *,
+    reader_weights: dict[str, Tensor],
     data_fingerprint: str,
     steps: int,
     before: EvaluationReport | None,
@@ -82,6 +85,7 @@ def write_candidate(
         folder: Where it goes; replaced when the same run wrote it before.
         model: Both towers after the last step.
         config: Of the run.
+        reader_weights: `ReaderTower.full_weights`; empty without a trained reader.
         data_fingerprint: Of the training set.
         steps: Optimizer steps done.
         before: Held-out questions before the first step.
@@ -100,7 +104,7 @@ def write_candidate(
         reader = None
         if model.reader is not None and not config.reader.frozen:
             reader = "reader" if config.reader.lora is None else "adapter"
-            model.reader.save(partial / reader)
+            model.reader.save(partial / reader, reader_weights)
         means = {
             f"{when}/{name}": value
             for when, report in (("before", before), ("after", after))

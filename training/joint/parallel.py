@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from training.errors import ConfigError
@@ -112,23 +112,20 @@ def torchrun_ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def shard_towers(towers: list[nn.Module], device: torch.device, dtype: torch.dtype) -> None:
-    """Share the weights of towers between the ranks, a layer at a time (FSDP2).
+def shard_tower(tower: nn.Module, ranks: Ranks) -> None:
+    """Share the weights of a tower between the ranks, a layer at a time (FSDP2).
 
     Args:
-        towers: Models whose layers stand in a `ModuleList`.
-        device: Where the ranks compute.
-        dtype: Precision of the forward and backward pass; gradients are summed in float32.
+        tower: A module whose layers stand in a `ModuleList`, only ever entered by its own `forward`.
+        ranks: More than one.
 
     Raises:
         ConfigError: There are no other ranks to share with.
     """
-    if not dist.is_initialized():
-        raise ConfigError("sharding 'fsdp2' needs more than one rank; use 'ddp'")
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for tower in towers:
-        for layers in [part for part in tower.modules() if isinstance(part, nn.ModuleList)]:
-            for layer in layers:
-                fully_shard(layer, mesh=mesh, mp_policy=policy)
-        fully_shard(tower, mesh=mesh, mp_policy=policy)
+    if ranks.world_size == 1:
+        raise ConfigError("sharding='fsdp2' needs more than one rank; use 'ddp'")
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    for layers in [part for part in tower.modules() if isinstance(part, nn.ModuleList)]:
+        for layer in layers:
+            fully_shard(layer, mesh=mesh)
+    fully_shard(tower, mesh=mesh)

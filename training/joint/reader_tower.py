@@ -9,10 +9,11 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -153,7 +154,17 @@ class ReaderTower(nn.Module):
         )
         return [self.tokenizer.decode(ids[longest:].tolist()) for ids in made]
 
-    def save(self, folder: Path) -> None:
-        """Write the adapter where there is one, else the whole model, with the tokenizer beside it."""
-        self.model.save_pretrained(str(folder))
+    def full_weights(self) -> dict[str, Tensor]:
+        """Return the trained weights on the CPU, whole; every rank calls where FSDP2 shares them."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        return cast(dict[str, Tensor], get_model_state_dict(self.model, options=options))
+
+    def save(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write the adapter where there is one, else the whole model, with the tokenizer beside it.
+
+        Args:
+            folder: Where to.
+            weights: What `full_weights` returned.
+        """
+        self.model.save_pretrained(str(folder), state_dict=weights)
         AutoTokenizer.from_pretrained(self._folder).save_pretrained(str(folder))

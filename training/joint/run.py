@@ -10,7 +10,7 @@ from pathlib import Path
 from training.candidate import write_candidate
 from training.checkpoints.run_checkpoints import RunCheckpoints
 from training.data import fingerprint as data_fingerprint
-from training.errors import DataError
+from training.errors import ConfigError, DataError
 from training.index import (
     EncoderPool,
     InlineEncoderPool,
@@ -25,7 +25,7 @@ from training.index import (
 from training.joint.config import JointConfig
 from training.joint.encoder_tower import EncoderTower, SnapshotEncoder
 from training.joint.joint_model import JointModel
-from training.joint.parallel import Ranks
+from training.joint.parallel import Ranks, Sharding, shard_tower
 from training.joint.reader_tower import ReaderTower
 from training.joint.trainer import JointTrainer, RunResult, Watch
 from training.toml_config import fingerprint
@@ -87,6 +87,7 @@ def run_joint(
     ranks: Ranks | None = None,
     watch: Watch | None = None,
     index: IndexParts | None = None,
+    sharding: Sharding = "ddp",
 ) -> RunResult:
     """Run, or go on with, the joint training of a folder; call it within an initialised process group.
 
@@ -99,17 +100,23 @@ def run_joint(
         ranks: This process among the others; None where it is alone.
         watch: The outside.
         index: Shards and encoders elsewhere; None keeps both in this process.
+        sharding: Whether every rank holds the whole reader, or FSDP2 shares it; the retriever is small and
+            always whole.
 
     Raises:
         TrainingError: See `JointTrainer.run` and the towers; nothing that was saved is touched.
     """
     ranks = ranks or Ranks()
+    if sharding == "fsdp2" and config.evaluation.generate and held_out is not None:
+        raise ConfigError("a reader shared by FSDP2 does not generate: set evaluation.generate=false")
     if not data.passages or not data.questions:
         raise DataError(
             f"training set {data.name!r} has {len(data.passages):,} passages and {len(data.questions):,} "
             "questions; a joint run needs both"
         )
     model = build_model(config, data, ranks)
+    if sharding == "fsdp2" and model.reader is not None:
+        shard_tower(model.reader, ranks)
     texts = corpus_texts(data)
     parts = index or _local_index(config, texts, folder, ranks)
     refresher = Refresher(
@@ -141,11 +148,16 @@ def run_joint(
             watch=watch or Watch(),
         )
         result = trainer.run()
-    if result.is_complete and ranks.is_first:
+    if not result.is_complete:
+        return result
+    trains_reader = model.reader is not None and not config.reader.frozen
+    reader_weights = model.reader.full_weights() if model.reader is not None and trains_reader else {}
+    if ranks.is_first:
         write_candidate(
             candidate_folder(folder),
             model,
             config,
+            reader_weights=reader_weights,
             data_fingerprint=data_fingerprint(data),
             steps=result.steps,
             before=result.before,

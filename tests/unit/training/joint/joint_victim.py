@@ -85,9 +85,12 @@ def main() -> None:
         sys.stdout.write(f"step {step} done\n")
         sys.stdout.flush()
 
+    asked = json.loads(changes)
+    sharding = asked.pop("sharding", "ddp")
     with torchrun_ranks() as ranks:
-        config = joint_config(encoder, reader, json.loads(changes))
-        run_joint(config, lookup_set(), Path(folder), ranks=ranks, watch=Watch(on_step=tell))
+        config = joint_config(encoder, reader, asked)
+        watch = Watch(on_step=tell)
+        run_joint(config, lookup_set(), Path(folder), ranks=ranks, watch=watch, sharding=sharding)
 
 
 if __name__ == "__main__":

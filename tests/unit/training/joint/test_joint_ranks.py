@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 VICTIM = Path(__file__).with_name("joint_victim.py")
 WAIT_S = 280
@@ -93,11 +94,11 @@ def test_two_ranks_train_as_one(alone: Path, tiny_encoder: Path, tiny_reader: Pa
         assert first[name] == pytest.approx(second[name], rel=1e-4)
 
 
-def test_two_ranks_resume_on_one_and_one_on_two(
+def test_two_ranks_share_a_reader_and_resume_whole_on_one(
     alone: Path, tiny_encoder: Path, tiny_reader: Path, tmp_path: Path
 ):
-    (tmp_path / "cut").mkdir()
-    processes = _start_ranks(2, tmp_path / "cut", tiny_encoder, tiny_reader, {})
+    shared = {"sharding": "fsdp2"}
+    processes = _start_ranks(2, tmp_path, tiny_encoder, tiny_reader, shared)
     assert processes[0].stdout is not None
     for line in processes[0].stdout:
         if line.startswith("step 4 "):
@@ -107,6 +108,11 @@ def test_two_ranks_resume_on_one_and_one_on_two(
     for process in processes:
         process.wait(timeout=WAIT_S)
         process.stdout.close()
-    _finish([_start(tmp_path / "cut", tiny_encoder, tiny_reader, {})], tmp_path / "cut")
-    for left, right in zip(_log(alone), _log(tmp_path / "cut"), strict=True):
+    _finish([_start(tmp_path, tiny_encoder, tiny_reader, {})], tmp_path)
+    for left, right in zip(_log(alone), _log(tmp_path), strict=True):
         assert left["loss"] == pytest.approx(right["loss"], rel=0.02, abs=1e-3)
+    whole = load_file(alone / "candidate" / "reader" / "model.safetensors")
+    resumed = load_file(tmp_path / "candidate" / "reader" / "model.safetensors")
+    assert {name: weight.shape for name, weight in whole.items()} == {
+        name: weight.shape for name, weight in resumed.items()
+    }
