@@ -54,7 +54,7 @@ def distill_loss(
     )
     check_positive("student_temperature", student_temperature)
     check_positive("teacher_temperature", teacher_temperature)
-    scores_BK, teacher_BK = widen(scores_BK), widen(cross_encoder_scores_BK.detach())
+    scores_BK, teacher_BK = widen(scores_BK), widen(cross_encoder_scores_BK)
     if passage_mask_BK is not None:
         # Finite, so that a probability of 0 times its logarithm is 0; minus infinity in the teacher says
         # "left out on purpose".

@@ -22,6 +22,13 @@ def test_equals_the_softmax_over_the_passages_that_are_there():
     assert log_p.isfinite().all()
 
 
+def test_padding_stays_impossible_however_low_the_scores():
+    scores = torch.tensor([[-300.0, -300.0, 5.0]])
+    mask = torch.tensor([[True, True, False]])
+    log_p = passage_log_probs(scores, temperature=1e-3, passage_mask_BK=mask)
+    assert log_p.exp().tolist() == [[0.5, 0.5, 0.0]]
+
+
 def test_padding_takes_no_gradient():
     drawn = draw()
     log_p = passage_log_probs(drawn.scores_BK, temperature=TAU_R, passage_mask_BK=drawn.passage_mask_BK)
