@@ -72,6 +72,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "rrf_constant": (0.0, 1000.0),
     "rerank_candidates": (1, 1000),
     "maxsim_weight": (0.0, 1.0),
+    "maxsim_span": (0.01, 2.0),
     "maxsim_budget_ms": (0.0, 600_000.0),
     "cross_encoder_candidates": (1, 1000),
     "cross_encoder_weight": (0.0, 1.0),
@@ -208,6 +209,8 @@ class RetrievalConfig:
     """Best candidates that MaxSim looks at, at least `k`."""
     maxsim_weight: float = 0.75
     """Weight of MaxSim in a reranked score, 0 to 1; the fused score has the rest."""
+    maxsim_span: float = 0.5
+    """How far below the best MaxSim of a query, in cosine, a candidate gets nothing for it."""
     maxsim_budget_ms: float = 100.0
     """Time a query's MaxSim may take, fetching the codes included; skipped when it would take longer."""
     cross_encoder: str = ""

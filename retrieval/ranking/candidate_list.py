@@ -1,8 +1,9 @@
 """The candidates of one query over all shards, and the order that fusion and reranking give them.
 
-A reranker looks at the best candidates only. Its scores are scaled to [0, 1] over those and mixed in,
+A reranker looks at the best candidates only. Its scores are scaled to [0, 1] and mixed in,
 score = (1 - weight) * before + weight * scaled, and what it did not look at has 0 for the second term: scores
-stay in [0, 1], and whatever was looked at stays ahead of what was not.
+stay in [0, 1], and whatever was looked at stays ahead of what was not. Its best has 1; 0 is a given span
+below that, or its worst where its scores have no unit of their own.
 """
 
 from __future__ import annotations
@@ -64,17 +65,26 @@ class CandidateList:
         """Return a candidate's current score in [0, 1]."""
         return self._scores[chunk_id]
 
-    def rerank(self, looked_at: Sequence[str], scores: Mapping[str, float], weight: float) -> None:
+    def rerank(
+        self,
+        looked_at: Sequence[str],
+        scores: Mapping[str, float],
+        weight: float,
+        span: float | None = None,
+    ) -> None:
         """Mix a reranker's scores in.
 
         Args:
             looked_at: The best candidates, those the reranker was asked about.
             scores: Its scores; one it could not score (a record without token codes) keeps its score.
             weight: Of the reranker, 0 to 1.
+            span: How far below the best score of the reranker its scale ends; None for at the worst. A given
+                one keeps a reranker that finds all candidates alike from shuffling them.
         """
         if not scores:
             return
-        low, high = min(scores.values()), max(scores.values())
+        high = max(scores.values())
+        width = high - min(scores.values()) if span is None else span
         before = self._scores
         mixed = {chunk_id: (1 - weight) * score for chunk_id, score in before.items()}
         for chunk_id in looked_at:
@@ -82,7 +92,7 @@ class CandidateList:
             if score is None:
                 scaled = before[chunk_id]
             else:
-                scaled = (score - low) / (high - low) if high > low else 1.0
+                scaled = max(0.0, 1 - (high - score) / width) if width > 0 else 1.0
             mixed[chunk_id] += weight * scaled
         self._scores = mixed
         self._rerank_scores = dict(scores)

@@ -71,7 +71,7 @@ class OptionalStages:
             ]  # fmt: skip
 
         for ranked, ids, scores in zip(lists, looked_at, await asyncio.to_thread(score), strict=True):
-            ranked.rerank(ids, scores, self._config.maxsim_weight)
+            ranked.rerank(ids, scores, self._config.maxsim_weight, self._config.maxsim_span)
         self._ran("maxsim", lists, num_items, started)
 
     async def cross_encoder(self, view: IndexView, scatter: Scatter, lists: Sequence[CandidateList]) -> None:
