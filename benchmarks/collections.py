@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.nodes.retrieve import search_query
+from agents.state import ChatTurn
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
@@ -123,18 +126,30 @@ def _clapnq(data: Path) -> Collection:
     return Collection("clapnq", passages, tuple(queries))
 
 
-def _mtrag(data: Path) -> Collection:
-    """MTRAG tasks with human judgements: the last user turn after the one before it, 350 passages."""
-    name = "mtrag-human__evaluations__reference_subset_with_human_evaluations.json.xz"
-    given = _json(data / "mtrag" / name)
+def _mtrag(data: Path, name: str, query_of: Callable[[list[ChatTurn]], str]) -> Collection:
+    """MTRAG tasks with human judgements: the query made of a conversation's turns, 350 passages."""
+    file = "mtrag-human__evaluations__reference_subset_with_human_evaluations.json.xz"
+    given = _json(data / "mtrag" / file)
     passages = {item["document_id"]: item["text"] for item in given["documents"]}
     queries = []
     for task in given["tasks"]:
-        turns = [turn["text"] for turn in task["input"] if turn["speaker"] == "user"]
+        turns = [
+            ChatTurn("user" if turn["speaker"] == "user" else "assistant", turn["text"])
+            for turn in task["input"]
+        ]
         gains = {item["document_id"]: 1.0 for item in task["contexts"] if item["document_id"] in passages}
         if gains:
-            queries.append(Query("\n".join(turns[-2:]), gains))
-    return Collection("mtrag", passages, tuple(queries))
+            queries.append(Query(query_of(turns), gains))
+    return Collection(name, passages, tuple(queries))
+
+
+def _as_asked(turns: list[ChatTurn]) -> str:
+    """Return what the platform searches for: the last user turn, and the one before it."""
+    return search_query(turns[-1].text, turns)
+
+
+def _last_turn(turns: list[ChatTurn]) -> str:
+    return turns[-1].text
 
 
 COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
@@ -142,6 +157,7 @@ COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
     "squad2": _squad2,
     "nq-gold": _nq_gold,
     "clapnq": _clapnq,
-    "mtrag": _mtrag,
+    "mtrag": lambda data: _mtrag(data, "mtrag", _as_asked),
+    "mtrag-last-turn": lambda data: _mtrag(data, "mtrag-last-turn", _last_turn),
 }
 """How each collection is read."""

@@ -1,8 +1,9 @@
-"""How well searches find: nDCG@10 and recall@10 of each leg and of what is made of them, on five test sets.
+"""How well searches find: nDCG@10 and recall@10 of each leg and of what is made of them, on six test sets.
 
 Arms: `dense`, `lexical`, `hybrid` (convex combination), `hybrid_rrf`, `hybrid_maxsim` (late interaction
 over the embedder's own token vectors). Every arm searches the same index through the same call; a passage
-is one chunk. No label of these sets was used to choose a weight.
+is one chunk. No label of these sets was used to choose a weight. `mtrag` asks what the agents ask for a
+follow-up question, `mtrag-last-turn` the question alone.
 """
 
 from __future__ import annotations
