@@ -30,9 +30,9 @@ from training.losses import (
     passage_log_probs,
 )
 from training.losses.loop import usefulness
+from training.losses.named_loss import retriever_loss
 from training.losses.output import LossOutput
-from training.losses.retrieval_utility import retrieval_utility
-from training.losses.retriever_loss import retriever_loss
+from training.losses.utility import retrieval_utility
 from training.types import TrainingPassage, TrainingQuestion
 
 

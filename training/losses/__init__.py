@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from training.losses.lm import concat_lm_loss, parallel_lm_loss
     from training.losses.loop import loop_loss, usefulness
     from training.losses.lsr import lsr_loss
+    from training.losses.named_loss import RETRIEVER_LOSSES, RetrieverLossName, retriever_loss
     from training.losses.output import LossOutput
     from training.losses.passage_distribution import passage_log_probs
     from training.losses.pdist import pdist_loss
     from training.losses.rag import rag_sequence_loss, rag_token_loss
-    from training.losses.retrieval_utility import retrieval_utility
-    from training.losses.retriever_loss import RETRIEVER_LOSSES, RetrieverLossName, retriever_loss
     from training.losses.temperature import (
         EntropyControlledTemperature,
         FixedTemperature,
         TeacherTemperature,
     )
+    from training.losses.utility import retrieval_utility
 
 _HOMES = {
     "agreement": ("agreement_metrics", "entropy_share", "rank_correlation", "rows_with_signal"),
@@ -51,8 +51,8 @@ _HOMES = {
     "passage_distribution": ("passage_log_probs",),
     "pdist": ("pdist_loss",),
     "rag": ("rag_sequence_loss", "rag_token_loss"),
-    "retrieval_utility": ("retrieval_utility",),
-    "retriever_loss": ("RETRIEVER_LOSSES", "RetrieverLossName", "retriever_loss"),
+    "utility": ("retrieval_utility",),
+    "named_loss": ("RETRIEVER_LOSSES", "RetrieverLossName", "retriever_loss"),
     "temperature": ("EntropyControlledTemperature", "FixedTemperature", "TeacherTemperature"),
 }
 """The file that owns each public name."""

@@ -16,10 +16,10 @@ from training.errors import ConfigError
 from training.losses.loop import loop_loss
 from training.losses.lsr import lsr_loss
 from training.losses.marginal import sequence_marginals, token_marginals
+from training.losses.named_loss import RETRIEVER_LOSSES, RetrieverLossName, retriever_loss
 from training.losses.output import LossOutput
 from training.losses.passage_distribution import passage_log_probs
 from training.losses.pdist import pdist_loss
-from training.losses.retriever_loss import RETRIEVER_LOSSES, RetrieverLossName, retriever_loss
 
 FULL_B = torch.tensor([-0.2, -0.9, -0.4], dtype=torch.float64)
 STOPPED = ("pdist", "lsr", "emdr2_token", "emdr2_sequence", "loop")

@@ -16,8 +16,8 @@ from training.losses.output import LossOutput
 from training.losses.passage_distribution import passage_log_probs, with_null_slot
 from training.losses.pdist import pdist_loss
 from training.losses.rag import rag_sequence_loss, rag_token_loss
-from training.losses.retrieval_utility import retrieval_utility
 from training.losses.shapes import check_shapes
+from training.losses.utility import retrieval_utility
 
 RetrieverLossName = Literal[
     "pdist", "lsr", "emdr2_token", "emdr2_sequence", "rag_token", "rag_sequence", "loop"
