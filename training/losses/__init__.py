@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         rows_with_signal,
     )
     from training.losses.answer_likelihood import mean_answer_log_probs, shared_answer_mask
-    from training.losses.answer_log_probs import NO_LABEL, AnswerLogProbs, answer_log_probs, label_log_probs
     from training.losses.contrastive import NO_PASSAGE, GradCache, contrastive_loss
     from training.losses.distill import distill_loss
     from training.losses.emdr2 import emdr2_sequence_loss, emdr2_token_loss
@@ -34,12 +33,13 @@ if TYPE_CHECKING:
         FixedTemperature,
         TeacherTemperature,
     )
+    from training.losses.tiled_log_probs import NO_LABEL, AnswerLogProbs, answer_log_probs, label_log_probs
     from training.losses.utility import retrieval_utility
 
 _HOMES = {
     "agreement": ("agreement_metrics", "entropy_share", "rank_correlation", "rows_with_signal"),
     "answer_likelihood": ("mean_answer_log_probs", "shared_answer_mask"),
-    "answer_log_probs": ("NO_LABEL", "AnswerLogProbs", "answer_log_probs", "label_log_probs"),
+    "tiled_log_probs": ("NO_LABEL", "AnswerLogProbs", "answer_log_probs", "label_log_probs"),
     "contrastive": ("NO_PASSAGE", "GradCache", "contrastive_loss"),
     "distill": ("distill_loss",),
     "emdr2": ("emdr2_sequence_loss", "emdr2_token_loss"),

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import BartConfig, DPRConfig, RagConfig, RagSequenceForGeneration, RagTokenForGeneration
 
 from training.losses.answer_likelihood import mean_answer_log_probs
-from training.losses.answer_log_probs import NO_LABEL, answer_log_probs
 from training.losses.named_loss import RetrieverLossName, retriever_loss
 from training.losses.passage_distribution import passage_log_probs
+from training.losses.tiled_log_probs import NO_LABEL, answer_log_probs
 from training.losses.utility import retrieval_utility
 
 PAD, BOS, VOCAB, DOCS = 1, 0, 13, 3

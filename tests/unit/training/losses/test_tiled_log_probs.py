@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.losses.answer_log_probs import NO_LABEL, answer_log_probs, label_log_probs
+from training.losses.tiled_log_probs import NO_LABEL, answer_log_probs, label_log_probs
 
 ONE_ROW = 1
 """Bytes of a tile that make it as small as can be: one token."""
