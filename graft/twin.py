@@ -1,7 +1,8 @@
 """Sync and async twins of one async core, through a blocking portal.
 
 The core's resources (sockets, SQLite connections, Ray futures) belong to one event loop in one thread.
-`sync_twin` runs a core method there and waits; `async_twin` runs it there and awaits from the caller's loop.
+`sync_twin` runs a core method there and waits, and Ctrl-C ends it there too; `async_twin` runs it there and
+awaits from the caller's loop.
 A stream is pumped by one task on the core's loop, because an async generator must not change tasks;
 closing the twin cancels that task, which closes the core's stream down to the engine.
 """
@@ -32,11 +33,34 @@ class Twinned(Protocol):
 
 
 def sync_twin(method: Callable[Concatenate[C, P], Awaitable[R]]) -> Callable[Concatenate[Any, P], R]:
-    """Return a blocking method that runs an async method of the core."""
+    """Return a blocking method that runs an async method of the core; Ctrl-C cancels it and waits."""
 
     @functools.wraps(method)
     def twin(self: Twinned, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._portal.call(functools.partial(method, self._core, *args, **kwargs))  # pyright: ignore
+        work: set[asyncio.Future[R]] = set()
+
+        async def call() -> R:
+            # In a task of its own, which is cancelled once: the portal's cancellation strikes again and
+            # again, also while the core cleans up.
+            task = asyncio.ensure_future(method(self._core, *args, **kwargs))
+            work.add(task)
+            try:
+                await asyncio.wait(work)
+                return task.result()
+            finally:
+                task.cancel()
+
+        async def end() -> None:
+            for task in work:
+                task.cancel()
+            if work:
+                await asyncio.wait(work)
+
+        try:
+            return self._portal.call(call)
+        except KeyboardInterrupt:
+            self._portal.call(end)
+            raise
 
     return twin
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 
 import pytest
@@ -12,6 +13,15 @@ from graft.twin import async_stream, async_twin, sync_stream, sync_twin
 class Core:
     def __init__(self):
         self.closed = threading.Event()
+        self.begun = threading.Event()
+
+    async def forever(self) -> None:
+        try:
+            self.begun.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.02)  # Ends here if it is cancelled once more.
+            self.closed.set()
 
     async def add(self, left: int, *, right: int = 1) -> int:
         await asyncio.sleep(0)
@@ -37,6 +47,7 @@ class Twin:
         self._core, self._portal = core, portal
 
     add = sync_twin(Core.add)
+    forever = sync_twin(Core.forever)
     aadd = async_twin(Core.add)
     count = sync_stream(Core.count)
     acount = async_stream(Core.count)
@@ -52,6 +63,19 @@ def test_sync_call_returns_and_raises(twin):
     assert twin.add(2, right=3) == 5
     with pytest.raises(ValueError, match="right is 0"):
         twin.add(2, right=0)
+
+
+def test_ctrl_c_ends_the_call_in_the_core_before_it_is_raised(twin):
+    def press() -> None:
+        twin._core.begun.wait(10)
+        signal.raise_signal(signal.SIGINT)
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    with pytest.raises(KeyboardInterrupt):
+        twin.forever()
+    assert twin._core.closed.is_set()
+    pressing.join()
 
 
 async def test_async_call_returns_and_raises_on_another_loop(twin):
