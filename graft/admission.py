@@ -27,8 +27,11 @@ CLIENT_LEFT = 499
 OPEN_PATHS = ("/healthz", "/login")
 """Answered without authorisation: they tell nothing about documents."""
 
-RECORDS_PATH = "/v1/records"
-"""The one JSON body that may be as large as a file."""
+LARGE_BODIES = {
+    "/v1/records": "send fewer records",
+    "/v1/ingest": "name fewer files at a time",
+}
+"""JSON bodies that may be as large as a file, and what to do about one that is larger."""
 
 
 class Guard:
@@ -37,11 +40,11 @@ class Guard:
     It is plain ASGI, so handlers still learn of a client that leaves, and websockets are covered.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, max_body_bytes: int, max_records_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, access: Access, max_body_bytes: int, max_large_body_bytes: int) -> None:
         self._app = app
         self._access = access
         self._max_body_bytes = max_body_bytes
-        self._max_records_bytes = max_records_bytes
+        self._max_large_body_bytes = max_large_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401 or 413."""
@@ -57,11 +60,11 @@ class Guard:
                 return
         length = headers.get("content-length", "0")
         is_json = headers.get("content-type", "").startswith("application/json")
-        # Records carry vectors: a few hundred of them are data like a file, not a question.
-        records = scope["path"] == RECORDS_PATH
-        limit = self._max_records_bytes if records else self._max_body_bytes
+        # A few hundred records with vectors, or the names of many files, are data like a file, no question.
+        remedy = LARGE_BODIES.get(scope["path"])
+        limit = self._max_body_bytes if remedy is None else self._max_large_body_bytes
         if is_json and length.isdigit() and int(length) > limit:
-            remedy = "send fewer records" if records else "shorten it, or upload long text as a document"
+            remedy = remedy or "shorten it, or upload long text as a document"
             error = InvalidQuestion(
                 f"the JSON body has {int(length):,} bytes, the limit is {limit:,}; {remedy}"
             )

@@ -11,8 +11,8 @@ from agents.events import RunEvent
 from agents.state import ChatTurn, RunResult, ThreadInfo
 from retrieval.admin import ShardedAdmin
 from retrieval.graph_admin import GraphAdmin
-from retrieval.ingestion.bulk import BulkProgress, BulkResult, SourceFile
-from retrieval.types import DocumentStore, Metadata, Retriever
+from retrieval.ingestion.bulk import BulkProgress, Refused, SourceFile
+from retrieval.types import Document, DocumentStore, Metadata, Retriever
 from serving.types import Generator
 
 if TYPE_CHECKING:
@@ -50,11 +50,23 @@ class PlatformStatus:
     """Largest file that is accepted."""
     url: str | None = None
     """Address of the server; None without one."""
+    bulk_files: int | None = None
+    """From how many files it reads them in place, many at a time; None where it has no index."""
 
     @property
     def healthy(self) -> bool:
         """Return whether every part that should run does."""
         return all(part.state in ("ready", "off") for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """What became of files."""
+
+    documents: tuple[Document, ...]
+    """Their documents, each ready or failed unless nobody waited for that."""
+    refused: tuple[Refused, ...]
+    """Files that are no document."""
 
 
 class RunClient(Protocol):
@@ -166,11 +178,11 @@ class Backend(Protocol):
 
 @runtime_checkable
 class BulkBackend(Protocol):
-    """A platform that reads files of this machine by itself, many at a time; a remote one does not."""
+    """A platform that reads files where they are, many at a time."""
 
     @property
-    def bulk_files(self) -> int:
-        """Return from how many files it is worth it."""
+    def bulk_files(self) -> int | None:
+        """Return from how many files it is worth it; None where it cannot."""
         ...
 
     async def ingest_files(
@@ -181,10 +193,13 @@ class BulkBackend(Protocol):
         tenant: str,
         metadata: Metadata | None,
         on_progress: Callable[[BulkProgress], None] | None = None,
-    ) -> BulkResult | None:
-        """Ingest files and return what became of them; None where they have to be added one by one.
+    ) -> Ingested:
+        """Ingest files and return what became of them once each is ready or failed.
+
+        Cancelling it ends the work; what was stored stays.
 
         Raises:
+            NotInPlace: They have to be added one by one; the message says why.
             InvalidMetadata: A field cannot be stored.
             RetrievalUnavailable: A shard does not answer or has no room; what was stored before is kept.
         """

@@ -131,6 +131,8 @@ class Graft:
     aupsert = async_twin(AsyncGraft.upsert)
     ingest = sync_twin(AsyncGraft.ingest)
     aingest = async_twin(AsyncGraft.ingest)
+    ingest_files = sync_twin(AsyncGraft.ingest_files)
+    aingest_files = async_twin(AsyncGraft.ingest_files)
     wait_ready = sync_twin(AsyncGraft.wait_ready)
     await_ready = async_twin(AsyncGraft.wait_ready)
     watch = sync_stream(AsyncGraft.watch)

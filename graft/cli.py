@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,17 +16,15 @@ from graft.cli_platform import (
     open_platform,
     print_json,
     print_table,
+    show_documents,
     show_stage,
 )
 from graft.graph_cli import graph_app
 from graft.index_cli import index_app
+from graft.ingest_cli import ingest
 from graft.search_cli import search
 from graft.shards_cli import promote, reshard, shards
 from graft.train_cli import jobs_app, train
-
-if TYPE_CHECKING:
-    from graft.blocking import Graft
-    from retrieval.types import Document
 
 app = typer.Typer(
     name="graft",
@@ -40,6 +36,7 @@ app = typer.Typer(
 index_app.command()(shards)
 index_app.command()(reshard)
 index_app.command()(promote)
+app.command()(ingest)
 app.command()(search)
 app.add_typer(index_app, name="index")
 app.add_typer(graph_app, name="graph")
@@ -103,38 +100,6 @@ def ask(
 
 
 @app.command()
-def ingest(
-    paths: Annotated[list[Path], typer.Argument(help="Files or folders.")],
-    library: Annotated[str, typer.Option("--library", help="Where they go; made when new.")] = "default",
-    metadata: Annotated[
-        list[str] | None,
-        typer.Option("--metadata", help="field=value, for every file; value is JSON or text."),
-    ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Then follow the one folder until Ctrl-C.")] = False,
-    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait for them.")] = 600.0,
-    as_json: AsJson = False,
-    config: ConfigFile = None,
-    overrides: Overrides = None,
-) -> None:
-    """Add files and folders, and wait until each is searchable or has failed."""
-    from graft.wire import to_json
-    from retrieval.types import DocumentState
-
-    fields = _fields(metadata)
-    with open_platform(load(config, overrides), parts=("retrieval",)) as platform:
-        if watch:
-            _watch(platform, paths, library, fields, as_json)
-            return
-        documents = platform.ingest(paths, library=library, metadata=fields, timeout_s=timeout_s)
-    if as_json:
-        print_json([to_json(document) for document in documents])
-    else:
-        _show_documents(documents)
-    if any(document.state is DocumentState.FAILED for document in documents):
-        raise typer.Exit(1)
-
-
-@app.command()
 def documents(
     library: LibraryName = None,
     as_json: AsJson = False,
@@ -149,7 +114,7 @@ def documents(
     if as_json:
         print_json([to_json(document) for document in found])
     else:
-        _show_documents(found)
+        show_documents(found)
 
 
 @app.command()
@@ -234,56 +199,6 @@ def down(config: ConfigFile = None, overrides: Overrides = None) -> None:
     home = load(config, overrides).home
     running = stop_running(home)
     typer.echo(f"stopped process {running.pid}" if running else f"no platform runs from {home}")
-
-
-def _fields(given: list[str] | None) -> dict[str, Any] | None:
-    """Return metadata given as `field=value`; a value that is JSON is read as such, others are text."""
-    if not given:
-        return None
-    fields: dict[str, Any] = {}
-    for item in given:
-        name, equals, text = item.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"--metadata {item!r} is not field=value")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        fields[name] = tuple(value) if isinstance(value, list) else value
-    return fields
-
-
-def _watch(
-    platform: Graft, paths: list[Path], library: str, metadata: dict[str, Any] | None, as_json: bool
-) -> None:
-    from dataclasses import asdict
-
-    if len(paths) != 1:
-        raise typer.BadParameter(f"--watch follows one folder; got {len(paths)} paths")
-    try:
-        for item in platform.watch(paths[0], library=library, metadata=metadata):
-            if as_json:
-                typer.echo(json.dumps(asdict(item), ensure_ascii=False))
-            else:
-                typer.echo(f"{item.change:<8} {item.name}" + (f"  {item.cause}" if item.cause else ""))
-    except KeyboardInterrupt:
-        typer.echo("stopped watching; everything ingested stays", err=True)
-
-
-def _show_documents(documents: list[Document]) -> None:
-    rows = [
-        (
-            item.state if item.share is None else f"{item.state} {item.share:.0%}",
-            item.library,
-            item.name,
-            "" if item.num_pages is None else str(item.num_pages),
-            str(item.num_chunks),
-            item.document_id,
-            item.error or "",
-        )
-        for item in documents
-    ]
-    print_table(("state", "library", "name", "pages", "chunks", "id", "cause"), rows)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from graft.blocking import Graft
     from graft.config import GraftConfig
     from graft.stages import Stage
+    from retrieval.types import Document
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; default is ./graft.toml.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. server.port=7861.")]
@@ -67,6 +68,23 @@ def print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     Console().print(table)
+
+
+def show_documents(documents: Sequence[Document]) -> None:
+    """Print documents and where each stands."""
+    rows = [
+        (
+            item.state if item.share is None else f"{item.state} {item.share:.0%}",
+            item.library,
+            item.name,
+            "" if item.num_pages is None else str(item.num_pages),
+            str(item.num_chunks),
+            item.document_id,
+            item.error or "",
+        )
+        for item in documents
+    ]
+    print_table(("state", "library", "name", "pages", "chunks", "id", "cause"), rows)
 
 
 def print_json(value: Any) -> None:

@@ -64,6 +64,9 @@ class ServerConfig:
     """Largest file accepted."""
     max_concurrent_runs: int = 64
     """Runs under way at once; more are answered 429."""
+    ingest_folders: tuple[Path, ...] | None = None
+    """Folders whose files are read in place for clients of this machine, hidden ones left out; None for the
+    user's home folder and the folder the platform was started in."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:

@@ -5,6 +5,7 @@ GraftError
 |-- StartError           the platform cannot start here: port in use, not enough memory, missing model
 |-- NotRunning           no platform answers at that address
 |-- AccessDenied         the caller may not do this
+|-- NotInPlace           the platform does not read these files where they are; they have to be sent
 `-- RemoteError          the platform answered with an error; carries its message and status
 
 Errors of the parts (`RetrievalError`, `ServingError`, `AgentError`) pass through unchanged, also over HTTP.
@@ -31,6 +32,10 @@ class NotRunning(GraftError):
 
 class AccessDenied(GraftError):
     """The caller may not do this."""
+
+
+class NotInPlace(GraftError):
+    """The platform does not read these files where they are; they have to be sent."""
 
 
 class RemoteError(GraftError):

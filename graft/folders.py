@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from retrieval.errors import InvalidDocument
+from retrieval.ingestion.bulk import SourceFile
 
 DOCUMENT_SUFFIXES = frozenset(
     (".pdf", ".docx", ".html", ".htm", ".xhtml", ".md", ".markdown", ".txt", ".text", ".rst")
@@ -43,3 +45,12 @@ def document_files(path: Path) -> list[Path]:
             f"the folder '{path}' holds no document; documents end in {', '.join(sorted(DOCUMENT_SUFFIXES))}"
         )
     return found
+
+
+def source_files(roots: Iterable[Path]) -> list[SourceFile]:
+    """Return the documents of files and folders under their names.
+
+    Raises:
+        InvalidDocument: A path does not exist, or a folder holds no document.
+    """
+    return [SourceFile(document_name(path, root), path) for root in roots for path in document_files(root)]

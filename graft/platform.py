@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Self
 
-from graft.backend import Part, PlatformStatus
+from graft.backend import Ingested, Part, PlatformStatus
 from graft.config import REPOSITORY, GraftConfig
 from graft.current_release import CurrentRelease, unswitched
-from graft.errors import ConfigError, StartError
+from graft.errors import ConfigError, NotInPlace, StartError
 from graft.folders import document_files
 from graft.graph_model import actor_text_model
 from graft.pinned_retriever import PinnedRetriever
@@ -27,7 +29,7 @@ from retrieval.types import DEFAULT_TENANT, DocumentState
 if TYPE_CHECKING:
     from agents.pipeline import Pipeline
     from retrieval.actor import ActorRetrieval
-    from retrieval.ingestion.bulk import BulkProgress, BulkResult, SourceFile
+    from retrieval.ingestion.bulk import BulkProgress, SourceFile
     from retrieval.sharding.routed_graph import RoutedGraph
     from retrieval.types import Metadata
     from serving.actor import ActorGenerator
@@ -58,6 +60,7 @@ class Platform:
         self._retrieval: ActorRetrieval | None = None
         self._generator: ActorGenerator | None = None
         self._pipelines: dict[str, Pipeline] = {}
+        self._ingesting = asyncio.Lock()
         self.release: str | None = None
         """Id of the release that answers; None without a generator."""
 
@@ -264,24 +267,33 @@ class Platform:
         tenant: str,
         metadata: Metadata | None,
         on_progress: Callable[[BulkProgress], None] | None = None,
-    ) -> BulkResult | None:
-        """Ingest files of this machine through Ray Data; None while another embedder's version answers."""
-        from retrieval.ingestion.bulk_ingest import bulk_ingest, bulk_version
+    ) -> Ingested:
+        """Ingest files of this machine through Ray Data; see `BulkBackend.ingest_files`.
 
+        One call at a time: each may fill `retrieval.bulk_memory_bytes`.
+        """
+        # Importing Ray Data takes seconds, in which nobody else would be answered.
+        bulk = await asyncio.to_thread(import_module, "retrieval.ingestion.bulk_ingest")
         config = self.config.retrieval
-        version = await bulk_version(self.retriever, config)
-        if version is None:
-            return None
-        return await bulk_ingest(
-            self.retriever,
-            config,
-            version,
-            files,
-            library=library,
-            tenant=tenant,
-            metadata=metadata,
-            on_progress=on_progress,
-        )
+        async with self._ingesting:
+            version = await bulk.bulk_version(self.retriever, config)
+            if version is None:
+                raise NotInPlace(
+                    f"the index version that answers was not made by {config.embedder!r}; "
+                    "many at a time are read once the new version answers"
+                )
+            result = await bulk.bulk_ingest(
+                self.retriever,
+                config,
+                version,
+                files,
+                library=library,
+                tenant=tenant,
+                metadata=metadata,
+                on_progress=on_progress,
+            )
+        documents = await self.store.wait_ready(result.document_ids, timeout_s=math.inf, tenant=tenant)
+        return Ingested(tuple(documents), result.refused)
 
     @property
     def retriever(self) -> ActorRetrieval:
@@ -334,7 +346,13 @@ class Platform:
         """Return what runs; a part that does not answer in time is `failed`."""
         parts = await asyncio.gather(self._retrieval_part(), self._generator_part())
         return PlatformStatus(
-            version("graft"), self.release, tuple(parts), self.graphs(), self.max_document_bytes, self._url
+            version("graft"),
+            self.release,
+            tuple(parts),
+            self.graphs(),
+            self.max_document_bytes,
+            self._url,
+            None if self._retrieval is None else self.bulk_files,
         )
 
     async def _retrieval_part(self) -> Part:

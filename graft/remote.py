@@ -12,14 +12,17 @@ import httpx
 from agents.budget import Budget
 from agents.events import RunEvent, RunFinished
 from agents.state import ChatTurn, RunResult, ThreadInfo
-from graft.backend import PlatformStatus
+from graft.backend import Ingested, PlatformStatus
+from graft.bulk import OnProgress
 from graft.errors import NotRunning
 from graft.http_client import HttpClient
 from graft.remote_graph import RemoteGraph
+from graft.remote_ingest import ingest_in_place
 from graft.remote_retrieval import RemoteIndex, RemoteRetriever, RemoteStore
 from graft.running import find_running
 from graft.wire import event_from_json, from_json, to_json
-from retrieval.types import DEFAULT_TENANT
+from retrieval.ingestion.bulk import SourceFile
+from retrieval.types import DEFAULT_TENANT, Metadata
 from serving.types import GeneratedChunk, GenerateRequest, GeneratorInfo, GeneratorStats, Prompt
 
 if TYPE_CHECKING:
@@ -109,6 +112,7 @@ class RemotePlatform:
         self._http = http
         self._graphs = status.graphs
         self.max_document_bytes = status.max_document_bytes
+        self.bulk_files = status.bulk_files
         self.retriever = RemoteRetriever(http)
         self.store = RemoteStore(http)
         self.index = RemoteIndex(http)
@@ -166,6 +170,20 @@ class RemotePlatform:
     async def metrics(self) -> str:
         """Return its metrics as Prometheus text."""
         return (await self._http.call("GET", "/metrics")).text
+
+    async def ingest_files(
+        self,
+        files: Sequence[SourceFile],
+        *,
+        library: str,
+        tenant: str,
+        metadata: Metadata | None,
+        on_progress: OnProgress | None = None,
+    ) -> Ingested:
+        """Have the platform read files of this machine itself; see `BulkBackend.ingest_files`."""
+        return await ingest_in_place(
+            self._http, files, library=library, metadata=metadata, on_progress=on_progress
+        )
 
     async def aclose(self) -> None:
         """Close the connection; the platform runs on."""

@@ -26,7 +26,6 @@ from retrieval.types import (
     DEFAULT_TENANT,
     Acknowledged,
     Document,
-    DocumentState,
     DocumentText,
     Library,
     Metadata,
@@ -38,7 +37,11 @@ from retrieval.types import (
 from retrieval.versions import VersionInfo, VersionState
 
 POLL_S = 0.2
-"""How often a document's or a version's progress is asked for."""
+"""How often a version's progress is asked for."""
+_WAITED_FOR = 1_000
+"""Documents waited for in one call."""
+_WAIT_SLICE_S = 5.0
+"""Longest such a call; documents that take longer are asked for again."""
 
 
 class RemoteRetriever:
@@ -123,21 +126,19 @@ class RemoteStore:
     ) -> list[Document]:
         """Return the documents once each is ready or failed; raises IngestTimeout."""
         end_s = time.monotonic() + timeout_s
-        done: dict[str, Document] = {}
-        while True:
-            for document_id in document_ids:
-                if document_id not in done:
-                    document = await self.document(document_id)
-                    if document.state in (DocumentState.READY, DocumentState.FAILED):
-                        done[document_id] = document
-            waiting = [document_id for document_id in document_ids if document_id not in done]
-            if not waiting:
-                return [done[document_id] for document_id in document_ids]
-            if time.monotonic() > end_s:
-                raise IngestTimeout(
-                    f"{len(waiting)} documents not ready after {timeout_s:.0f} s: {', '.join(waiting[:5])}"
-                )
-            await asyncio.sleep(POLL_S)
+        documents: list[Document] = []
+        while len(documents) < len(document_ids):
+            some = list(document_ids[len(documents) : len(documents) + _WAITED_FOR])
+            left_s = max(end_s - time.monotonic(), 0.0)
+            body = {"document_ids": some, "timeout_s": min(left_s, _WAIT_SLICE_S)}
+            try:
+                response = await self._http.call("POST", "/v1/documents/ready", json=body)
+            except IngestTimeout as error:
+                if left_s > _WAIT_SLICE_S:
+                    continue
+                raise IngestTimeout(f"not all are ready after {timeout_s:g} s: {error}") from error
+            documents += [from_json(Document, item) for item in response.json()["documents"]]
+        return documents
 
 
 class RemoteIndex:

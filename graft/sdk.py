@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from graft.backend import Backend, PlatformStatus
-from graft.bulk import ingest_many
-from graft.folders import document_files, document_name
+from graft.backend import Backend, Ingested, PlatformStatus
+from graft.bulk import OnProgress, ingest_sources, unreadable
+from graft.folders import source_files
 from graft.graph import AsyncGraph
 from graft.index import AsyncIndex
 from graft.pipelines import AsyncPipeline
-from retrieval.extraction.files import read_file
 from retrieval.filter_parsing import parse_filter
 from retrieval.filters import Filter
-from retrieval.ingestion.bulk import BulkProgress, SourceFile
+from retrieval.ingestion.bulk import SourceFile
 from retrieval.types import (
     DEFAULT_LIBRARY,
     DEFAULT_TENANT,
@@ -225,58 +224,73 @@ class AsyncGraft:
         *,
         library: str = DEFAULT_LIBRARY,
         metadata: Metadata | None = None,
-        timeout_s: float | None = 600.0,
-        on_progress: Callable[[BulkProgress], None] | None = None,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        on_progress: OnProgress | None = None,
     ) -> list[Document]:
         """Add files, and the files of folders, and wait until each is ready or failed.
 
         A file of a folder is named by its path below that folder, so equal names in two of its subfolders are
-        two documents. So many files as `retrieval.bulk_files` are read and embedded through Ray Data by a
-        platform of this process, within `retrieval.bulk_memory_bytes`.
+        two documents. So many files as `retrieval.bulk_files` are read and embedded through Ray Data by the
+        platform, within `retrieval.bulk_memory_bytes`; one that is attached to reads them in place where it
+        runs on this machine for the same user, and is sent them otherwise. Cancelling it ends the work;
+        what was taken in stays, and the same call goes on from there.
 
         Args:
             paths: Files or folders.
             library: Where they go.
             metadata: Typed fields of every one of them; None keeps those they have.
-            timeout_s: Patience; None returns at once with the documents as queued.
-            on_progress: Called now and then where the files are that many.
+            wait: Whether to wait; if not, it returns with the documents as queued.
+            timeout_s: Patience; None for as long as it takes.
+            on_progress: Called now and then, from the platform's own thread.
 
         Raises:
-            InvalidDocument: A path does not exist, and nothing was added; or files cannot be read, and those
-                before the first of them are kept, or all others where they are that many.
-            IngestTimeout: Some are still under way; the message names them.
+            InvalidDocument: A path does not exist, and nothing was added; or files cannot be read, and all
+                others are in.
+            InvalidMetadata: A field's name or type cannot be stored.
+            IngestTimeout: Some are still under way.
         """
         roots = [paths] if isinstance(paths, str | Path) else list(paths)
-        files = [
-            SourceFile(document_name(path, Path(root)), path)
-            for root in roots
-            for path in document_files(Path(root))
-        ]
-        if timeout_s is not None:
-            several = await ingest_many(
-                self._backend,
-                files,
-                library=library,
-                tenant=self._tenant,
-                metadata=metadata,
-                timeout_s=timeout_s,
-                on_progress=on_progress,
-            )
-            if several is not None:
-                return several
-        added = [
-            await self.add(
-                file.name,
-                read_file(file.path, self._backend.max_document_bytes),
-                library=library,
-                metadata=metadata,
-            )
-            for file in files
-        ]
-        if timeout_s is None:
-            return added
-        return await self._backend.store.wait_ready(
-            [document.document_id for document in added], timeout_s=timeout_s, tenant=self._tenant
+        files = await asyncio.to_thread(source_files, [Path(root) for root in roots])
+        found = await self.ingest_files(
+            files,
+            library=library,
+            metadata=metadata,
+            wait=wait,
+            timeout_s=timeout_s,
+            on_progress=on_progress,
+        )
+        if found.refused:
+            raise unreadable(found)
+        return list(found.documents)
+
+    async def ingest_files(
+        self,
+        files: Sequence[SourceFile],
+        *,
+        library: str = DEFAULT_LIBRARY,
+        metadata: Metadata | None = None,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Ingested:
+        """Ingest files under given names, as `ingest` does, and return those that are no document too.
+
+        Of files with one name the last is taken.
+
+        Raises:
+            InvalidMetadata: A field's name or type cannot be stored.
+            IngestTimeout: Some are still under way.
+        """
+        return await ingest_sources(
+            self._backend,
+            files,
+            library=library,
+            tenant=self._tenant,
+            metadata=metadata,
+            wait=wait,
+            timeout_s=timeout_s,
+            on_progress=on_progress,
         )
 
     async def wait_ready(self, document_ids: Sequence[str], *, timeout_s: float = 600.0) -> list[Document]:
@@ -288,18 +302,29 @@ class AsyncGraft:
         return await self._backend.store.wait_ready(document_ids, timeout_s=timeout_s, tenant=self._tenant)
 
     def watch(
-        self, folder: PathLike, *, library: str = DEFAULT_LIBRARY, metadata: Metadata | None = None
+        self,
+        folder: PathLike,
+        *,
+        library: str = DEFAULT_LIBRARY,
+        metadata: Metadata | None = None,
+        on_progress: OnProgress | None = None,
     ) -> AsyncIterator[Watched]:
         """Ingest a folder and follow it: yields what became of each file, until the iterator is closed.
 
         A document is deleted when its file is removed while the folder is watched.
+
+        Args:
+            folder: The folder, with its subfolders.
+            library: Where the documents go.
+            metadata: Typed fields of every one of them; None keeps those they have.
+            on_progress: Told how far the files found at the start, and those that changed together, are.
 
         Raises:
             InvalidDocument: The folder does not exist.
         """
         from graft.watching import watch
 
-        return watch(self, Path(folder), library=library, metadata=metadata)
+        return watch(self, Path(folder), library=library, metadata=metadata, on_progress=on_progress)
 
     async def delete(self, document_id: str) -> None:
         """Remove a document; when this returns, no query finds it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Query, Request
@@ -19,7 +20,9 @@ from graft.access import TOKEN_COOKIE, Access
 from graft.admission import Admission, Guard, event_stream, sse, while_connected
 from graft.config import ServerConfig
 from graft.graph_api import graph_router
+from graft.in_place import InPlace
 from graft.index_api import index_router
+from graft.ingest_api import ingest_router
 from graft.sdk import AsyncGraft
 from graft.wire import (
     BUSY,
@@ -221,9 +224,11 @@ def create_app(graft: AsyncGraft, access: Access, config: ServerConfig) -> FastA
         Guard,
         access=access,
         max_body_bytes=config.max_body_bytes,
-        max_records_bytes=config.max_upload_bytes,
+        max_large_body_bytes=config.max_upload_bytes,
     )
     app.include_router(api_router(graft, admission, config))
+    folders = (Path.home(), Path.cwd()) if config.ingest_folders is None else config.ingest_folders
+    app.include_router(ingest_router(graft, admission, InPlace(access, folders)))
     app.include_router(index_router(graft))
     app.include_router(graph_router(graft))
     app.include_router(openai_router(graft, admission))

@@ -6,23 +6,22 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from types import TracebackType
+from typing import Literal, Self
 
+from graft.backend import Ingested
+from graft.bulk import OnProgress
 from graft.folders import DOCUMENT_SUFFIXES, document_files, document_name
 from graft.sdk import AsyncGraft
 from retrieval.errors import InvalidDocument, UnknownDocument
-from retrieval.extraction.files import read_file
-from retrieval.types import DEFAULT_LIBRARY, Document, DocumentState, Metadata
-
-if TYPE_CHECKING:
-    from watchfiles.main import FileChange
+from retrieval.ingestion.bulk import SourceFile
+from retrieval.types import DEFAULT_LIBRARY, DocumentState, Metadata
 
 Change = Literal["ready", "failed", "deleted", "refused"]
 SETTLE_MS = 400
 """A file is read once nothing in the folder has changed for this long."""
 RETRY_S = 2.0
 """A file that was being written while it was read is tried again after this."""
-_SETTLED_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,12 @@ class Watched:
 
 
 async def watch(
-    graft: AsyncGraft, folder: Path, *, library: str = DEFAULT_LIBRARY, metadata: Metadata | None = None
+    graft: AsyncGraft,
+    folder: Path,
+    *,
+    library: str = DEFAULT_LIBRARY,
+    metadata: Metadata | None = None,
+    on_progress: OnProgress | None = None,
 ) -> AsyncIterator[Watched]:
     """Ingest a folder, then follow it until the iterator is closed.
 
@@ -50,44 +54,89 @@ async def watch(
         folder: The folder, with its subfolders.
         library: Where the documents go.
         metadata: Typed fields of every one of them; None keeps those they have.
+        on_progress: Told how far the files found at the start, and those that changed together, are.
 
     Raises:
         InvalidDocument: The folder does not exist.
     """
-    from watchfiles import awatch
-
     folder = await asyncio.to_thread(folder.resolve)
     if not await asyncio.to_thread(folder.is_dir):
         raise InvalidDocument(f"'{folder}' is not a folder; `--watch` follows a folder")
-    pending = await asyncio.to_thread(_files_below, folder)
-    again: set[Path] = set()
-    async for changes in _changes(awatch(folder, debounce=SETTLE_MS, yield_on_timeout=True,
-                                         rust_timeout=int(RETRY_S * 1000)), pending):  # fmt: skip
-        batch, again = sorted(changes | again), set()
-        added: list[Document] = []
-        for path in batch:
-            name = document_name(path, folder)
-            try:
-                data = await asyncio.to_thread(read_file, path, graft.max_document_bytes, root=folder)
-                added.append(await graft.add(name, data, library=library, metadata=metadata))
-            except InvalidDocument as error:
+    async with _Changes(folder) as changes:
+        batch = await asyncio.to_thread(_files_below, folder)
+        while True:
+            files: list[SourceFile] = []
+            for path in sorted(batch):
+                name = document_name(path, folder)
                 if not await asyncio.to_thread(path.exists):
                     if await _delete(graft, name, library):
                         yield Watched(name, "deleted")
-                elif "while it was being read" in str(error):
-                    again.add(path)
+                elif (await asyncio.to_thread(path.resolve)).is_relative_to(folder):
+                    files.append(SourceFile(name, path))
                 else:
-                    yield Watched(name, "refused", str(error))
-        for document in await graft.wait_ready([item.document_id for item in added], timeout_s=_SETTLED_S):
-            ready = document.state is DocumentState.READY
-            yield Watched(document.name, "ready" if ready else "failed", document.error)
+                    cause = f"'{path}' leads outside the folder '{folder}'; copy the file into it"
+                    yield Watched(name, "refused", cause)
+            batch = set()
+            found = Ingested((), ())
+            if files:
+                found = await graft.ingest_files(
+                    files, library=library, metadata=metadata, on_progress=on_progress
+                )
+            for document in found.documents:
+                ready = document.state is DocumentState.READY
+                yield Watched(document.name, "ready" if ready else "failed", document.error)
+            for refused in found.refused:
+                path = folder / refused.name
+                if "while it was being read" in refused.cause or not await asyncio.to_thread(path.exists):
+                    batch.add(path)
+                else:
+                    yield Watched(refused.name, "refused", refused.cause)
+            # What was written while it was read is looked at again even if nothing changes any more.
+            batch |= await changes.next(RETRY_S if batch else None)
 
 
-async def _changes(source: AsyncIterator[set[FileChange]], first: set[Path]) -> AsyncIterator[set[Path]]:
-    """Yield the files there are at the start, then those that change; an empty set when nothing did."""
-    yield first
-    async for changes in source:
-        yield {Path(path) for _, path in changes if _is_document(Path(path))}
+class _Changes:
+    """The files of a folder that changed, collected from the moment this is entered."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._paths: set[Path] = set()
+        self._more = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._collecting = asyncio.create_task(self._collect(), name="watch-folder")
+        await asyncio.sleep(0)  # The task begins to watch before it waits for the first time.
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._collecting.cancel()
+        await asyncio.wait({self._collecting})
+
+    async def next(self, timeout_s: float | None) -> set[Path]:
+        """Return what changed since the last call, once something did or the time is up."""
+        waiting = asyncio.create_task(self._more.wait())
+        try:
+            await asyncio.wait(
+                {waiting, self._collecting}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            waiting.cancel()
+        if self._collecting.done():
+            self._collecting.result()  # It never ends by itself: this raises why it cannot go on.
+        self._more.clear()
+        changed, self._paths = self._paths, set()
+        return changed
+
+    async def _collect(self) -> None:
+        from watchfiles import awatch
+
+        async for changes in awatch(self._folder, debounce=SETTLE_MS):
+            found = {Path(path) for _, path in changes if _is_document(Path(path))}
+            if found:
+                self._paths |= found
+                self._more.set()
 
 
 def _files_below(folder: Path) -> set[Path]:

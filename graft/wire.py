@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from agents.errors import AgentError, InvalidQuestion, InvalidThread, UnknownGraph, UnknownThread
 from agents.events import EVENT_TYPES, RunEvent
 from agents.state import Citation, RunResult
-from graft.errors import AccessDenied, ConfigError, GraftError, RemoteError
+from graft.errors import AccessDenied, ConfigError, GraftError, NotInPlace, RemoteError
 from retrieval.errors import (
     GraphDisabled,
     IndexOverloaded,
@@ -48,6 +48,7 @@ T = TypeVar("T")
 STATUS: dict[type[Exception], int] = {
     AccessDenied: 401,
     ConfigError: 400,
+    NotInPlace: 409,
     InvalidSearch: 400,
     InvalidFilter: 400,
     InvalidQuestion: 400,
@@ -113,6 +114,11 @@ def metadata_of(text: str) -> Metadata:
         raise InvalidMetadata(f"metadata is not valid JSON ({error}); send an object of fields") from error
     if not isinstance(fields, dict):
         raise InvalidMetadata(f"metadata must be a JSON object of fields; got {text[:80]}")
+    return metadata_from_json(fields)
+
+
+def metadata_from_json(fields: Mapping[str, Any]) -> Metadata:
+    """Return metadata from a JSON object; the store checks names and types."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 

@@ -71,7 +71,7 @@ def engine(platform) -> object:
 
 
 @pytest.fixture(scope="session")
-def platform_url(platform, home: Path) -> Iterator[str]:
+def platform_url(platform, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The platform served over HTTP on a free loopback port, and recorded in its home folder."""
     from graft.access import Access
     from graft.config import ServerConfig
@@ -81,7 +81,8 @@ def platform_url(platform, home: Path) -> Iterator[str]:
 
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    access, settings = Access(), ServerConfig()
+    access = Access()
+    settings = ServerConfig(ingest_folders=(tmp_path_factory.getbasetemp(),))
     portal, core = platform._portal, platform._core
 
     def build() -> HttpServer:

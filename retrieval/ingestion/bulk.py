@@ -18,28 +18,50 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A file that is no document: missing, empty, too large."""
+    """A file that is not searchable: no document, being missing, empty or too large, or one that failed."""
 
     name: str
-    """The name it would have had."""
+    """Its document's name, or the one it would have had."""
     cause: str
     """Why, and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BulkProgress:
-    """How far a bulk ingestion is."""
+    """How far an ingestion of files is."""
 
-    files_done: int
-    """Files that are ready, failed, queued, unchanged or refused."""
     num_files: int
     """All."""
-    num_failed: int
+    files_read: int = 0
+    """Files whose bytes were read here and taken over, or that were refused."""
+    files_done: int = 0
+    """Files that are ready, failed, left to the shard's own queue, or refused."""
+    num_ready: int = 0
+    """Files that searches find, those that did not change included."""
+    num_failed: int = 0
     """Files whose document failed."""
-    num_refused: int
+    num_refused: int = 0
     """Files that are no document."""
-    num_chunks: int
-    """Chunks made searchable."""
+    num_chunks: int = 0
+    """Chunks embedded and made searchable."""
+    seconds: float = 0.0
+    """Since the ingestion began."""
+    failures: tuple[Refused, ...] = ()
+    """Files that failed or were refused since the report before, each with its cause."""
+    sent_because: str = ""
+    """Why the files are added one by one; empty where they are few, or are read in place, many at a time."""
+
+    @property
+    def chunks_per_s(self) -> float:
+        """Return chunks made searchable a second, since the beginning."""
+        return self.num_chunks / self.seconds if self.seconds else 0.0
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Return the seconds the rest will take at the pace so far; None before the first file is done."""
+        if not self.files_done:
+            return None
+        return self.seconds * (self.num_files - self.files_done) / self.files_done
 
 
 @dataclass(frozen=True, slots=True)

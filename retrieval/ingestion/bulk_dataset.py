@@ -23,7 +23,7 @@ _BLOCK_BYTES = 2 * 1024 * 1024
 """Size at which what a worker made is handed on: a block is embedded and stored as one."""
 
 
-def bulk_dataset(tables: Sequence[pa.Table], config: RetrievalConfig, *, in_order: bool = False) -> Dataset:
+def bulk_dataset(tables: Sequence[pa.Table], config: RetrievalConfig) -> Dataset:
     """Return a dataset of tables whose stages wait for each other and fill `bulk_memory_bytes` at most."""
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
@@ -32,7 +32,6 @@ def bulk_dataset(tables: Sequence[pa.Table], config: RetrievalConfig, *, in_orde
     context.target_max_block_size = _BLOCK_BYTES
     context.target_min_block_size = 0
     context.enable_progress_bars = False
-    context.execution_options.preserve_order = in_order
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=config.bulk_memory_bytes
     )

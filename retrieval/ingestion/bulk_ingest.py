@@ -12,24 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrieval.config import RetrievalConfig
-from retrieval.errors import RetrievalRequestError
 from retrieval.ingestion.bulk import BulkProgress, BulkResult, Refused, SourceFile
 from retrieval.ingestion.bulk_dataset import blocks_of, bulk_dataset, embedder_of, stage_options
 from retrieval.ingestion.bulk_stages import (
     EmbedChunks,
-    EmbedRecords,
     Known,
     Outcome,
     ReadFiles,
-    ReadRecordFiles,
-    ReadRecords,
     Task,
     Unchanged,
     table_of,
@@ -89,6 +85,7 @@ async def bulk_ingest(
     """
     if not files:
         return BulkResult((), ())
+    began_s = time.monotonic()
     wanted = None if metadata is None else canonical(metadata)
     known = {
         document.name: Known(
@@ -100,10 +97,10 @@ async def bulk_ingest(
         if document.state is DocumentState.READY
     }
     groups = await asyncio.to_thread(lambda: list(_grouped(files, known)))
-    dataset = _pipeline(groups, config, version, retrieval.embedders)
+    dataset = await asyncio.to_thread(_pipeline, groups, config, version, retrieval.embedders)
     document_ids: list[str] = []
     refused: list[Refused] = []
-    progress = BulkProgress(0, len(files), 0, 0, 0)
+    progress = BulkProgress(num_files=len(files))
     async with aclosing(blocks_of(dataset)) as blocks:
         async for rows in blocks:
             outcomes = [row for row in rows if isinstance(row, Outcome)]
@@ -113,70 +110,29 @@ async def bulk_ingest(
                 taken = await retrieval.take_in(
                     read, version.version_id, library=library, tenant=tenant, metadata=metadata
                 )
-            document_ids += [document.document_id for document in taken]
-            document_ids += [one.document_id for one in outcomes if isinstance(one, Unchanged)]
-            refused += [one for one in outcomes if isinstance(one, Refused)]
+            unchanged = [one.document_id for one in outcomes if isinstance(one, Unchanged)]
+            refused_now = [one for one in outcomes if isinstance(one, Refused)]
+            failed_now = [
+                Refused(one.name, one.error or "") for one in taken if one.state is DocumentState.FAILED
+            ]
+            document_ids += [document.document_id for document in taken] + unchanged
+            refused += refused_now
+            done = progress.files_done + len(outcomes)
+            num_ready = sum(document.state is DocumentState.READY for document in taken)
             progress = replace(
                 progress,
-                files_done=progress.files_done + len(outcomes),
-                num_failed=progress.num_failed + sum(one.state is DocumentState.FAILED for one in taken),
+                files_read=done,
+                files_done=done,
+                num_ready=progress.num_ready + len(unchanged) + num_ready,
+                num_failed=progress.num_failed + len(failed_now),
                 num_refused=len(refused),
                 num_chunks=progress.num_chunks + sum(document.num_chunks for document in taken),
+                seconds=time.monotonic() - began_s,
+                failures=(*failed_now, *refused_now),
             )
             if on_progress is not None:
                 on_progress(progress)
     return BulkResult(tuple(document_ids), tuple(refused))
-
-
-async def bulk_upsert(
-    retrieval: ActorRetrieval,
-    config: RetrievalConfig,
-    version: VersionInfo,
-    path: Path,
-    read: ReadRecords,
-    *,
-    library: str = DEFAULT_LIBRARY,
-    tenant: str = DEFAULT_TENANT,
-    on_stored: Callable[[int], None] | None = None,
-) -> int:
-    """Store the records of a file, a batch at a time in its order, and return how many there were.
-
-    Args:
-        retrieval: The platform's index.
-        config: Its settings.
-        version: What `bulk_version` returned.
-        path: A file on a disk of this node.
-        read: Reads it.
-        library: Where they go.
-        tenant: Whose they are.
-        on_stored: Told after each batch how many are stored.
-
-    Raises:
-        InvalidDocument: The file or a record cannot be read; those before it are kept.
-        InvalidVector: A vector does not fit the version; those before it are kept.
-        RetrievalUnavailable: A shard does not answer or has no room; those before are kept.
-    """
-    dataset = bulk_dataset([table_of([str(path)])], config, in_order=True)
-    dataset = dataset.map_batches(
-        ReadRecordFiles,  # pyright: ignore[reportArgumentType]
-        fn_constructor_args=(read,),
-        **stage_options(1),
-    ).map_batches(
-        EmbedRecords,  # pyright: ignore[reportArgumentType]
-        fn_constructor_args=(version.spec, embedder_of(retrieval.embedders, config)),
-        **stage_options(len(retrieval.embedders) + 1),
-    )
-    count = 0
-    async with aclosing(blocks_of(dataset)) as blocks:
-        async for rows in blocks:
-            for row in rows:
-                if isinstance(row, RetrievalRequestError):
-                    raise row
-                records: Any = row
-                count += (await retrieval.upsert(records, library=library, tenant=tenant)).count
-                if on_stored is not None:
-                    on_stored(count)
-    return count
 
 
 def _grouped(files: Sequence[SourceFile], known: Mapping[str, Known]) -> Iterator[list[Task]]:

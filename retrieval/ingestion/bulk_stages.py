@@ -1,4 +1,4 @@
-"""What the workers of a bulk ingestion do: read and cut files or read records, then embed. Needs no Ray.
+"""What the workers of a bulk ingestion do: read and cut files, then embed. Needs no Ray.
 
 They are classes that Ray Data calls with Arrow tables of one binary column, `row`. Reading files keeps one
 child process for all of them, with the limits of a single document; a file that kills it fails alone.
@@ -12,20 +12,19 @@ import logging
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retrieval.config import RetrievalConfig
-from retrieval.errors import InvalidDocument, RetrievalRequestError, RetrievalUnavailable, UnreadableDocument
-from retrieval.extraction.files import read_file
+from retrieval.errors import InvalidDocument, RetrievalUnavailable, UnreadableDocument
+from retrieval.extraction.files import check_path_name, read_file
 from retrieval.extraction.reading import Chunking, ReadingProcess
 from retrieval.ingestion.bulk import Refused, SourceFile
 from retrieval.ingestion.embedding_work import ChunkEmbedding
 from retrieval.ingestion.taking_in import ReadDocument
 from retrieval.truth.version_tables import Embedded
-from retrieval.types import Embedder, Record
+from retrieval.types import Embedder
 from retrieval.versions import VersionSpec
 
 if TYPE_CHECKING:
@@ -100,6 +99,7 @@ class ReadFiles:
         """Return a file's chunks, not embedded yet, or what came in between."""
         name, known = task.file.name, task.known
         try:
+            check_path_name(name)
             data = read_file(task.file.path, self._config.max_document_bytes)
         except InvalidDocument as error:
             return Refused(name, str(error))
@@ -178,58 +178,6 @@ class EmbedChunks:
             raise RuntimeError("an embedding that nobody may stop was stopped")
         parts = embedded.split([len(part) for part in chunks])
         return [replace(one, embedded=part) for one, part in zip(cut, parts, strict=True)]
-
-
-ReadRecords = Callable[[Path], Iterator[Sequence[Record]]]
-"""Yields the records of a file in batches of bounded size; a function of a module, called in a worker."""
-
-
-class ReadRecordFiles:
-    """Reads records; called with tables of paths, yields tables of a batch, or of the error that ends it."""
-
-    def __init__(self, read: ReadRecords) -> None:
-        self._read = read
-
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Yield the batches of each file."""
-        for path in rows_of(table):
-            try:
-                for batch in self._read(Path(str(path))):
-                    yield table_of([list(batch)])
-            except RetrievalRequestError as error:
-                yield table_of([error])
-
-
-class EmbedRecords:
-    """Gives vectors to records that have none; called with tables of batches, returns the like."""
-
-    def __init__(self, spec: VersionSpec, embedder_of: Callable[[], Embedder]) -> None:
-        self._runner = asyncio.Runner()
-        self._embedder = embedder_of()
-        self._spec = spec
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the table with vectors."""
-        return table_of([self.embed(row) if isinstance(row, list) else row for row in rows_of(table)])
-
-    def embed(self, records: list[Record]) -> list[Record]:
-        """Return records with vectors; without an embedder as they are, which the shard makes up for."""
-        missing = [i for i, record in enumerate(records) if record.vector is None]
-        if not missing or self._spec.tokens != "none":
-            return records  # Token vectors are made where they are stored.
-        texts = [records[i].text for i in missing]
-        try:
-            vectors_ND = self._runner.run(self._embedder.embed_passages(texts))
-        except RetrievalUnavailable:
-            return records
-        embedded = list(records)
-        for i, vector_D in zip(missing, vectors_ND, strict=True):
-            embedded[i] = replace(records[i], vector=vector_D)
-        return embedded
-
-    def close(self) -> None:
-        """Close the event loop; it ends with this process in any case."""
-        self._runner.close()
 
 
 def _broken(read: ReadDocument, error: Exception) -> ReadDocument:

@@ -13,10 +13,9 @@ import ray
 
 from retrieval.actor import ActorRetrieval
 from retrieval.config import RetrievalConfig
-from retrieval.errors import InvalidDocument
 from retrieval.ingestion.bulk import BulkProgress, BulkResult, SourceFile
-from retrieval.ingestion.bulk_ingest import bulk_ingest, bulk_upsert, bulk_version
-from retrieval.types import DocumentState, Metadata, Record, SearchRequest
+from retrieval.ingestion.bulk_ingest import bulk_ingest, bulk_version
+from retrieval.types import DocumentState, Metadata, SearchRequest
 
 pytestmark = [
     pytest.mark.integration,
@@ -84,15 +83,22 @@ async def test_a_folder_is_ready_failed_or_refused_as_by_single_adds(
     written(tmp_path, 40)
     (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.7 nothing more")
     (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "two\nlines.txt").write_text("Not with this name.", encoding="utf-8")
     seen: list[BulkProgress] = []
     result = await ingest(retrieval, tmp_path, "mixed", seen, {"year": 1901})
-    assert [refused.name for refused in result.refused] == ["empty.txt"]
+    assert {refused.name for refused in result.refused} == {"empty.txt", "two\nlines.txt"}
     documents = await retrieval.wait_ready(result.document_ids, timeout_s=0)
     states = {document.name: document.state for document in documents}
     assert states.pop("broken.pdf") is DocumentState.FAILED
     assert set(states) == {f"sub/{number}.txt" for number in range(40)}
     assert set(states.values()) == {DocumentState.READY}
-    assert (seen[-1].files_done, seen[-1].num_files, seen[-1].num_failed) == (42, 42, 1)
+    last = seen[-1]
+    assert (last.files_done, last.num_files) == (43, 43)
+    assert (last.num_ready, last.num_failed, last.num_refused, last.num_chunks) == (40, 1, 2, 40)
+    assert last.remaining_s == 0.0
+    told = {failure.name: failure.cause for progress in seen for failure in progress.failures}
+    assert set(told) == {"broken.pdf", "empty.txt", "two\nlines.txt"}
+    assert "0 bytes" in told["empty.txt"]
     single = await retrieval.add("broken.pdf", b"%PDF-1.7 nothing more", library="single")
     (alone,) = await retrieval.wait_ready([single.document_id], timeout_s=60)
     (failed,) = [document for document in documents if document.name == "broken.pdf"]
@@ -124,35 +130,6 @@ def padded(folder: Path, count: int, num_bytes: int) -> None:
     for number in range(count):
         page = f"<html><body><p>Page {number} on topic {number}.</p>{filler}</body></html>"
         (folder / f"{number}.html").write_text(page, encoding="utf-8")
-
-
-async def test_records_of_a_file_are_searchable_up_to_one_that_is_none(
-    retrieval: ActorRetrieval, tmp_path: Path
-) -> None:
-    def read_lines(path: Path) -> Iterator[list[Record]]:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for start in range(0, len(lines), 25):
-            if any(not line for line in lines[start : start + 25]):
-                raise InvalidDocument(f"'{path.name}' has an empty line")
-            yield [Record(line.split()[0], line) for line in lines[start : start + 25]]
-
-    path = tmp_path / "records.txt"
-    lines = [f"r{number} tells of ship {number * 3}" for number in range(90)]
-    await asyncio.to_thread(path.write_text, "\n".join(lines), encoding="utf-8")
-    version = await bulk_version(retrieval, CONFIG)
-    assert version is not None
-    stored: list[int] = []
-    count = await bulk_upsert(
-        retrieval, CONFIG, version, path, read_lines, library="records", on_stored=stored.append
-    )
-    assert (count, stored) == (90, [25, 50, 75, 90])
-    (found,) = await retrieval.search([SearchRequest("ship 33", k=1, library="records", mode="lexical")])
-    assert found.passages[0].document == "r11"
-    lines[60] = ""
-    await asyncio.to_thread(path.write_text, "\n".join(lines), encoding="utf-8")
-    with pytest.raises(InvalidDocument, match="empty line"):
-        await bulk_upsert(retrieval, CONFIG, version, path, read_lines, library="torn")
-    assert len(await retrieval.documents(library="torn")) == 50
 
 
 class Stopped(Exception):

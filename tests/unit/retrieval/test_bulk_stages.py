@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 
 from retrieval.config import RetrievalConfig
-from retrieval.errors import IndexUnavailable, InvalidDocument
+from retrieval.errors import IndexUnavailable
 from retrieval.ingestion.bulk import Refused, SourceFile
 from retrieval.ingestion.bulk_stages import (
     EmbedChunks,
-    EmbedRecords,
     Known,
     Outcome,
     ReadFiles,
-    ReadRecordFiles,
     Task,
     Unchanged,
     rows_of,
@@ -27,7 +25,6 @@ from retrieval.ingestion.bulk_stages import (
 )
 from retrieval.ingestion.embedding_work import chunking_of
 from retrieval.ingestion.taking_in import ReadDocument
-from retrieval.types import Record
 from retrieval.versions import VersionSpec
 from tests.fakes_embedder import HashEmbedder
 
@@ -144,22 +141,10 @@ def test_one_document_that_cannot_be_embedded_fails_alone(reader: ReadFiles, tmp
     assert "not numbers" in (made[1].error or "")
 
 
-def some_records(path: Path) -> Iterator[list[Record]]:
-    yield [Record("a", "one"), Record("b", "two", vector=[1.0] * 256)]
-    raise InvalidDocument(f"line 3 of '{path.name}' is no record")
-
-
-def test_records_are_embedded_where_they_have_no_vector_up_to_the_first_error() -> None:
-    tables = list(ReadRecordFiles(some_records)(table_of(["some.jsonl"])))
-    with closing(EmbedRecords(SPEC, HashEmbedder)) as stage:
-        batch, error = [row for table in tables for row in rows_of(stage(table))]
-    assert isinstance(batch, list)
-    assert [len(record.vector) for record in batch] == [256, 256]
-    assert batch[1].vector == [1.0] * 256
-    assert isinstance(error, InvalidDocument)
-    assert "some.jsonl" in str(error)
-
-
-def test_records_are_left_to_the_shard_where_there_is_no_embedder() -> None:
-    with closing(EmbedRecords(SPEC, Unavailable)) as stage:
-        assert stage.embed([Record("a", "one")]) == [Record("a", "one")]
+def test_a_name_that_no_document_may_have_is_refused_alone(reader: ReadFiles, tmp_path: Path) -> None:
+    (tmp_path / "good").write_text("The harvest was good.", encoding="utf-8")
+    outcomes = [
+        reader.read(Task(SourceFile(name, tmp_path / "good"), None)) for name in ("a/b.txt", "a\nb.txt", "..")
+    ]
+    assert isinstance(outcomes[0], ReadDocument)
+    assert [isinstance(one, Refused) and one.name for one in outcomes[1:]] == ["a\nb.txt", ".."]
