@@ -17,7 +17,17 @@ VectorCodec = Literal["float32", "float16", "int8", "binary"]
 TokenCodec = Literal["none", "sign", "int4", "int8"]
 """How an index version stores its token vectors for MaxSim; `none` keeps none."""
 IndexKind = Literal[
-    "auto", "exact", "ivf_sq8", "ivf_pq", "rabitq", "hnsw", "gpu_flat", "gpu_ivf", "gpu_cagra"
+    "auto",
+    "exact",
+    "ivf_sq8",
+    "ivf_pq",
+    "rabitq",
+    "hnsw",
+    "gpu_flat",
+    "gpu_ivf",
+    "gpu_cagra",
+    "coded",
+    "streamed",
 ]
 """The structure of an index version's base segment; `auto` picks by size and device."""
 

@@ -9,6 +9,7 @@ Legend: N chunks, D dimensions.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,8 +93,8 @@ def build_segment(
         manifest = Manifest(
             version.version_id, contents.seq, mark, contents.rows.num_live, version.dim, version.spec.kind
         )
-        base = _built_base(version, read_matrix(folder, manifest), config)
         (folder / VECTORS_FOLDER).mkdir()
+        base = _built_base(version, read_matrix(folder, manifest), config, folder / VECTORS_FOLDER)
         base.save(folder / VECTORS_FOLDER)
         details = {"measured_recall": base.measured_recall}
         return Manifest(
@@ -103,14 +104,16 @@ def build_segment(
     return folders.publish(fill)
 
 
-def _built_base(version: StoredVersion, matrix_ND: np.ndarray, config: RetrievalConfig) -> VectorBase:
+def _built_base(
+    version: StoredVersion, matrix_ND: np.ndarray, config: RetrievalConfig, folder: Path
+) -> VectorBase:
     """Return the vectors' structure; the choice is ours where the kind asked for cannot be had here.
 
     One of our choice has a recall above the floor.
     """
     kind, settings = version.spec.kind, VectorSettings.of(config)
     try:
-        base = build_base(matrix_ND, kind, settings)
+        base = build_base(matrix_ND, kind, settings, folder=folder)
     except (IndexTooLarge, NoSuchDevice) as error:
         _log.warning(
             "index version '%s' cannot be of kind '%s' on this machine: %s; one that fits stands in for it",
@@ -120,7 +123,8 @@ def _built_base(version: StoredVersion, matrix_ND: np.ndarray, config: Retrieval
         )
         device = "cpu" if isinstance(error, NoSuchDevice) else settings.device
         kind, settings = "auto", replace(settings, device=device)
-        base = build_base(matrix_ND, kind, settings)
+        _empty(folder)
+        base = build_base(matrix_ND, kind, settings, folder=folder)
     recall, floor = base.measured_recall, config.recall_floor
     if recall is None or recall >= floor:
         return base
@@ -132,7 +136,16 @@ def _built_base(version: StoredVersion, matrix_ND: np.ndarray, config: Retrieval
         floor,
         "exact is used instead" if kind == "auto" else "it was asked for by name and is used",
     )
-    return build_base(matrix_ND, "exact", settings) if kind == "auto" else base
+    if kind != "auto":
+        return base
+    _empty(folder)
+    return build_base(matrix_ND, "exact", settings)
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a structure that is not used after all has written."""
+    shutil.rmtree(folder)
+    folder.mkdir()
 
 
 def _from_store(

@@ -12,6 +12,12 @@ _BLOCK_ROWS = 16_384
 _SAMPLES_PER_LIST = 64
 
 
+def training_bytes(num_rows: int, num_lists: int, dim: int) -> int:
+    """Return about what training and assignment hold on their device: the sample twice, a block's scores."""
+    num_sampled = min(num_rows, _SAMPLES_PER_LIST * num_lists)
+    return 4 * (2 * num_sampled * dim + _BLOCK_ROWS * (num_lists + dim) + 3 * num_lists * dim)
+
+
 def _nearest(rows_BD: torch.Tensor, centroids_CD: torch.Tensor) -> torch.Tensor:
     """Return int64[B], the list whose centroid has the largest inner product with each row."""
     return (rows_BD @ centroids_CD.T).argmax(dim=1)

@@ -22,7 +22,7 @@ from retrieval.streamed.devices import Device, device_named
 from retrieval.streamed.host_lists import HostLists
 from retrieval.streamed.keys import EMPTY, unpack
 from retrieval.streamed.plan import Pages, invert
-from retrieval.streamed.queries import checked_queries
+from retrieval.streamed.queries import checked_queries, first_probes, probes_of
 from retrieval.streamed.scoring import score_pages, upload
 from retrieval.streamed.workspace import Workspace
 
@@ -170,7 +170,7 @@ class CodedIndex:
         k: int,
         keep_N: np.ndarray | None = None,
         *,
-        nprobe: int | None = None,
+        nprobe: int | np.ndarray | None = None,
         rerank: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return float32[Q, k] exact scores and int64[Q, k] positions, best first, lower positions first.
@@ -181,7 +181,7 @@ class CodedIndex:
             queries_QD: float32[Q, D], unit vectors.
             k: Rows wanted, at least 1.
             keep_N: bool[N] by position, rows that may be returned; None for all.
-            nprobe: Lists a query looks into.
+            nprobe: Lists a query looks into, one number for all or int64[Q].
             rerank: Candidates scored exactly; at least k are.
 
         Raises:
@@ -191,14 +191,14 @@ class CodedIndex:
         """
         queries_QD = checked_queries(queries_QD, self.dim, k, keep_N, self.num_rows)
         num_reranked = max(k, rerank or self._rerank)
-        wanted = min(nprobe or self._nprobe, len(self._centroids_CD))
+        probes_Q = probes_of(nprobe, self._nprobe, len(self._centroids_CD), len(queries_QD))
         kept_N = None if keep_N is None else keep_N[self._ids_N]
         found = [(np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64))]
         batch = self._workspace.batch(num_reranked, self._query_bytes(num_reranked), self._max_batch)
         for start in range(0, len(queries_QD), batch):
             block_QD = queries_QD[start : start + batch]
             with self._lock:
-                rows_QX = self._candidates(block_QD, num_reranked, wanted, kept_N)
+                rows_QX = self._candidates(block_QD, num_reranked, probes_Q[start : start + batch], kept_N)
             found.append(self._exact(block_QD, rows_QX, k))
         return np.concatenate([scores for scores, _ in found]), np.concatenate([rows for _, rows in found])
 
@@ -217,7 +217,7 @@ class CodedIndex:
         )
 
     def _candidates(
-        self, queries_QD: np.ndarray, num_reranked: int, nprobe: int, kept_N: np.ndarray | None
+        self, queries_QD: np.ndarray, num_reranked: int, probes_Q: np.ndarray, kept_N: np.ndarray | None
     ) -> np.ndarray:
         """Return int64[Q, X], rows of the lists with the best estimates, in no order; -1 fills up."""
         num_queries, query_bytes = len(queries_QD), self._query_bytes(num_reranked)
@@ -226,7 +226,8 @@ class CodedIndex:
         with self.memory.holding("a batch of queries and a kernel", fixed_bytes + size.num_bytes):
             queries = torch.from_numpy(queries_QD).to(self._where)
             centroid_QC = queries @ self._centroids_CD.T
-            probes_QN = centroid_QC.topk(nprobe, dim=1).indices.cpu().numpy()
+            probes_QN = centroid_QC.topk(int(probes_Q.max()), dim=1).indices.cpu().numpy()
+            probes_QN = first_probes(probes_QN, probes_Q)
             scorer = CodeScorer(
                 self._pages, self._bits_NB, self._factor_N, queries @ self._rotation_DW, centroid_QC
             )

@@ -52,11 +52,14 @@ class Codes:
         return self.rotation_DW.nbytes + self.bits_NB.nbytes + self.factor_N.nbytes
 
     @classmethod
-    def encode(cls, lists: HostLists, *, seed: int = 0, device: str = "cpu") -> Codes:
+    def encode(
+        cls, lists: HostLists, matrix_ND: np.ndarray | None = None, *, seed: int = 0, device: str = "cpu"
+    ) -> Codes:
         """Return the codes of all rows of lists, computed in blocks.
 
         Args:
             lists: The vectors and their centroids; vectors may be memory-mapped.
+            matrix_ND: float[N, D] by position, for lists that hold no vectors; may be memory-mapped.
             seed: For the rotation.
             device: Where the arithmetic runs.
         """
@@ -68,7 +71,8 @@ class Codes:
         weights = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=device)
         for start in range(0, lists.num_rows, _BLOCK_ROWS):
             block = slice(start, start + _BLOCK_ROWS)
-            rest = lists.vectors_ND[block].astype(np.float32) - lists.centroids_CD[list_N[block]]
+            rows = lists.vectors_ND[block] if matrix_ND is None else matrix_ND[lists.ids_N[block]]
+            rest = rows.astype(np.float32) - lists.centroids_CD[list_N[block]]
             turned = torch.from_numpy(rest).to(device) @ turn
             bits = (turned > 0).view(len(rest), -1, 8).to(torch.uint8)
             bits_NB[block] = (bits * weights).sum(dim=2, dtype=torch.uint8).cpu().numpy()

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -71,6 +72,29 @@ class HostLists:
         return self.dim * self.vectors_ND.dtype.itemsize
 
     @classmethod
+    def grouped(
+        cls,
+        matrix_ND: np.ndarray,
+        num_lists: int,
+        *,
+        centroids_CD: np.ndarray | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> HostLists:
+        """Return which rows are in which list, without their vectors; see `build` for the arguments."""
+        num_rows, dim = matrix_ND.shape
+        if not 0 < num_rows <= MAX_ROWS:
+            raise ValueError(f"lists hold 1 to {MAX_ROWS} vectors; got {num_rows}")
+        if centroids_CD is None:
+            centroids_CD = train_centroids(matrix_ND, num_lists, seed=seed, device=device)
+        lists_N = assign(matrix_ND, centroids_CD, device)
+        ids_N = np.argsort(lists_N, kind="stable").astype(np.int32)
+        offsets_C1 = np.zeros(len(centroids_CD) + 1, dtype=np.int64)
+        np.cumsum(np.bincount(lists_N, minlength=len(centroids_CD)), out=offsets_C1[1:])
+        centroids_CD = np.ascontiguousarray(centroids_CD, dtype=np.float32)
+        return cls(centroids_CD, offsets_C1, ids_N, np.empty((0, dim), dtype=np.float32))
+
+    @classmethod
     def build(
         cls,
         matrix_ND: np.ndarray,
@@ -97,35 +121,48 @@ class HostLists:
             ValueError: No rows, more lists than rows, or too many rows.
             FileExistsError: The folder exists.
         """
-        num_rows = len(matrix_ND)
-        if not 0 < num_rows <= MAX_ROWS:
-            raise ValueError(f"lists hold 1 to {MAX_ROWS} vectors; got {num_rows}")
-        if centroids_CD is None:
-            centroids_CD = train_centroids(matrix_ND, num_lists, seed=seed, device=device)
-        lists_N = assign(matrix_ND, centroids_CD, device)
-        ids_N = np.argsort(lists_N, kind="stable").astype(np.int32)
-        offsets_C1 = np.zeros(len(centroids_CD) + 1, dtype=np.int64)
-        np.cumsum(np.bincount(lists_N, minlength=len(centroids_CD)), out=offsets_C1[1:])
-        shape = (num_rows, matrix_ND.shape[1])
-        if folder is None:
-            vectors_ND = np.empty(shape, dtype=dtype)
-            for start in range(0, num_rows, _COPY_ROWS):
-                vectors_ND[start : start + _COPY_ROWS] = matrix_ND[ids_N[start : start + _COPY_ROWS]]
-            return cls(np.ascontiguousarray(centroids_CD, dtype=np.float32), offsets_C1, ids_N, vectors_ND)
+        lists = cls.grouped(matrix_ND, num_lists, centroids_CD=centroids_CD, seed=seed, device=device)
+        blocks = lists.blocks_of(matrix_ND, np.dtype(dtype))
+        if folder is not None:
+            lists._write(folder, np.dtype(dtype), blocks)
+            return cls.open(folder)
+        vectors_ND, start = np.empty(matrix_ND.shape, dtype=dtype), 0
+        for rows in blocks:
+            vectors_ND[start : start + len(rows)] = rows
+            start += len(rows)
+        return replace(lists, vectors_ND=vectors_ND)
+
+    def blocks_of(self, matrix_ND: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
+        """Yield the rows of a matrix in the order of the lists, 64k at a time, as a number type."""
+        for start in range(0, self.num_rows, _COPY_ROWS):
+            yield np.ascontiguousarray(matrix_ND[self.ids_N[start : start + _COPY_ROWS]], dtype=dtype)
+
+    def save(self, folder: Path) -> None:
+        """Write the lists into a folder that does not exist yet; it appears whole or not at all.
+
+        Raises:
+            FileExistsError: The folder exists.
+        """
+        steps = range(0, self.num_rows, _COPY_ROWS)
+        self._write(
+            folder, self.vectors_ND.dtype, (self.vectors_ND[start : start + _COPY_ROWS] for start in steps)
+        )
+
+    def _write(self, folder: Path, dtype: np.dtype, blocks: Iterator[np.ndarray]) -> None:
         if folder.exists():
             raise FileExistsError(f"{folder} exists; give a new folder or remove it")
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
         temporary.mkdir(parents=True)
         try:
             with (temporary / "vectors.bin").open("wb") as file:
-                for start in range(0, num_rows, _COPY_ROWS):
-                    rows = matrix_ND[ids_N[start : start + _COPY_ROWS]]
-                    file.write(np.ascontiguousarray(rows, dtype=dtype).tobytes())
-            np.save(temporary / "ids.npy", ids_N)
-            np.save(temporary / "offsets.npy", offsets_C1)
-            np.save(temporary / "centroids.npy", np.ascontiguousarray(centroids_CD, dtype=np.float32))
+                for rows in blocks:
+                    file.write(rows.tobytes())
+            np.save(temporary / "ids.npy", self.ids_N)
+            np.save(temporary / "offsets.npy", self.offsets_C1)
+            np.save(temporary / "centroids.npy", self.centroids_CD)
             sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-            manifest = {"format": _FORMAT, "dtype": dtype, "shape": list(shape), "sizes": sizes}
+            shape = [self.num_rows, self.dim]
+            manifest = {"format": _FORMAT, "dtype": dtype.name, "shape": shape, "sizes": sizes}
             (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             for path in temporary.iterdir():
                 _sync(path)
@@ -134,7 +171,6 @@ class HostLists:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        return cls.open(folder)
 
     @classmethod
     def open(cls, folder: Path) -> HostLists:

@@ -26,3 +26,14 @@ def checked_queries(
     if keep_N is not None and keep_N.shape != (num_rows,):
         raise ValueError(f"keep_N must be bool[{num_rows}]; got shape {keep_N.shape}")
     return queries_QD
+
+
+def probes_of(nprobe: int | np.ndarray | None, default: int, num_lists: int, num_queries: int) -> np.ndarray:
+    """Return int64[Q], how many lists each query looks into: 1 to all there are."""
+    wanted = np.asarray(default if nprobe is None else nprobe, dtype=np.int64)
+    return np.broadcast_to(wanted.clip(1, num_lists), (num_queries,))
+
+
+def first_probes(probes_QN: np.ndarray, probes_Q: np.ndarray) -> np.ndarray:
+    """Return int64[Q, N] lists, nearest first, of which each query keeps its own number; -1 for the rest."""
+    return np.where(np.arange(probes_QN.shape[1]) < probes_Q[:, None], probes_QN, -1)

@@ -22,7 +22,7 @@ from retrieval.streamed.host_lists import HostLists
 from retrieval.streamed.keys import EMPTY, unpack
 from retrieval.streamed.page_cache import PageCache
 from retrieval.streamed.plan import Inverted, Pace, Pages, Step, invert, schedule
-from retrieval.streamed.queries import checked_queries
+from retrieval.streamed.queries import checked_queries, first_probes, probes_of
 from retrieval.streamed.scoring import score_pages, upload
 from retrieval.streamed.workspace import TileSize, Workspace
 
@@ -123,7 +123,9 @@ class StreamedIndex:
         # Two pages are in flight at least; a quarter of the rest, or what a query needs, is for temporaries.
         room = self.memory.free_bytes - 2 * slot_bytes
         workspace_bytes = min(_MAX_WORKSPACE_BYTES, max(room // 4, room - gpu_memory_limit + least_bytes))
-        self._workspace = self._workspace_of(lists, page_rows, workspace_bytes, batched=self._device.batched)
+        self._workspace = self._workspace_of(
+            lists.dim, lists.row_bytes, page_rows, workspace_bytes, batched=self._device.batched
+        )
         num_slots = (self.memory.free_bytes - workspace_bytes) // slot_bytes
         num_slots = min(num_slots, max(2, len(self._pages.list_P)))
         shape = (max(2, num_slots), page_rows, lists.dim)
@@ -137,17 +139,23 @@ class StreamedIndex:
         self._lock = threading.Lock()
 
     @staticmethod
-    def _workspace_of(lists: HostLists, page_rows: int, num_bytes: int, *, batched: bool) -> Workspace:
+    def _workspace_of(
+        dim: int, row_bytes: int, page_rows: int, num_bytes: int, *, batched: bool
+    ) -> Workspace:
         # A row of float16 is held as it is and in float32.
-        return Workspace(num_bytes, lists.row_bytes + 4 * lists.dim, page_rows, lists.dim, batched)
+        return Workspace(num_bytes, row_bytes + 4 * dim, page_rows, dim, batched)
+
+    @classmethod
+    def needed_bytes(cls, num_lists: int, dim: int, row_bytes: int, page_rows: int = 512) -> int:
+        """Return the smallest `gpu_memory_limit`: centroids, two pages, and one query with 100 results."""
+        workspace = cls._workspace_of(dim, row_bytes, page_rows, 0, batched=False)
+        least_bytes = workspace.least_bytes(_LEAST_K, _query_bytes(dim, _LEAST_K))
+        return 4 * num_lists * dim + 2 * page_rows * row_bytes + least_bytes
 
     @classmethod
     def least_memory(cls, lists: HostLists, page_rows: int = 512) -> int:
-        """Return the smallest `gpu_memory_limit`: centroids, two pages, and one query with 100 results."""
-        query_bytes = _query_bytes(lists.dim, _LEAST_K)
-        workspace = cls._workspace_of(lists, page_rows, 0, batched=False)
-        least_bytes = workspace.least_bytes(_LEAST_K, query_bytes)
-        return lists.centroids_CD.nbytes + 2 * page_rows * lists.row_bytes + least_bytes
+        """Return `needed_bytes` of lists that are there."""
+        return cls.needed_bytes(lists.num_lists, lists.dim, lists.row_bytes, page_rows)
 
     @property
     def num_rows(self) -> int:
@@ -169,10 +177,16 @@ class StreamedIndex:
         """Return what crossed the bus so far."""
         return Traffic(self._bytes_moved, self._pages_moved, self._pages_hit)
 
-    def probe(self, queries_QD: np.ndarray, nprobe: int | None = None) -> np.ndarray:
-        """Return int64[Q, nprobe], the lists whose centroids are nearest to each query."""
+    def probe(self, queries_QD: np.ndarray, nprobe: int | np.ndarray | None = None) -> np.ndarray:
+        """Return int64[Q, any], the lists whose centroids are nearest to each query, nearest first.
+
+        Args:
+            queries_QD: float32[Q, D], unit vectors.
+            nprobe: Lists wanted, one number for all or int64[Q]; -1 fills up the rows of shorter ones.
+        """
         queries_QD = checked_queries(queries_QD, self.dim, 1, None, self.num_rows)
-        wanted = min(nprobe or self._nprobe, self._lists.num_lists)
+        probes_Q = probes_of(nprobe, self._nprobe, self._lists.num_lists, len(queries_QD))
+        wanted = int(probes_Q.max(initial=1))
         found = [np.empty((0, wanted), dtype=np.int64)]
         with self._lock:
             for start in range(0, len(queries_QD), self._probe_batch(wanted)):
@@ -180,7 +194,7 @@ class StreamedIndex:
                 with self.memory.holding("choosing lists", self._probe_bytes(len(block), wanted)):
                     scores_QC = torch.from_numpy(block).to(self._device.where) @ self._centroids_CD.T
                     found.append(scores_QC.topk(wanted, dim=1).indices.cpu().numpy())
-        return np.concatenate(found)
+        return first_probes(np.concatenate(found), probes_Q)
 
     def search(
         self,
@@ -188,7 +202,7 @@ class StreamedIndex:
         k: int,
         keep_N: np.ndarray | None = None,
         *,
-        nprobe: int | None = None,
+        nprobe: int | np.ndarray | None = None,
         probes_QN: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the best rows of the lists probed: float32[Q, k] scores and int64[Q, k] positions.
@@ -200,7 +214,7 @@ class StreamedIndex:
             queries_QD: float32[Q, D], unit vectors.
             k: Rows wanted, at least 1.
             keep_N: bool[N] by position, rows that may be returned; None for all.
-            nprobe: Lists a query looks into.
+            nprobe: Lists a query looks into, one number for all or int64[Q].
             probes_QN: int64[Q, any], the lists themselves in place of the nearest; -1 is none.
 
         Raises:

@@ -46,7 +46,7 @@ _TRAINING_ROWS_A_LIST = 64
 _CLUSTERING_ROUNDS = 8
 _RABITQ_QUERY_BITS = 4
 """Bits a number of the query is rounded to; 0 (exact) is eighty times slower for half a point of recall."""
-_FILTERED_RERANK = 2
+FILTERED_RERANK = 2
 """A filtered query scores this many times the candidates: what is kept may lie far from it, where codes tell
 neighbours apart less well than where the tuner looked."""
 _TUNED_K = 10
@@ -106,7 +106,7 @@ class ApproximateBase:
         if not len(queries_QD):
             return exact.padded(0, k)
         faiss_runtime.prepare(self._num_threads)
-        rerank = effort.rerank if keep is None else _FILTERED_RERANK * effort.rerank
+        rerank = effort.rerank if keep is None else FILTERED_RERANK * effort.rerank
         wanted = min(num_candidates(k, rerank), len(self.matrix_ND))
         if keep is None:
             _, positions_QC = self._index.search(
@@ -137,7 +137,7 @@ class ApproximateBase:
             return np.full(len(queries_QD), min(round(probes / share), self.max_probes), dtype=np.int64)
         with self._lock:
             if self._probing is None:
-                self._probing = ListProbing(self._index)
+                self._probing = ListProbing.of_faiss(self._index)
         num_seen = round(min(probes / self.max_probes, 1.0) * len(keep))
         return self._probing.probes(queries_QD, keep, num_seen)
 

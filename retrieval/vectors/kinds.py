@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,26 +20,35 @@ AUTO_GPU_FLAT_ROWS = 2_000_000
 """Up to here `auto` keeps every row on a GPU in half precision and scans it."""
 MIN_APPROXIMATE_ROWS = 1000
 """Below this the exact kind stands in for every other: too few rows to train on, nothing to gain."""
-_GPU_KINDS = ("gpu_flat", "gpu_ivf", "gpu_cagra")
 
 
 def chosen_kind(num_rows: int, dim: int, settings: VectorSettings) -> IndexKind:
     """Return the kind `auto` means for so many rows on this machine.
 
-    Up to `AUTO_EXACT_ROWS` exact. Beyond, on a GPU flat while it fits, then inverted lists; on a CPU 4-bit
+    Up to `AUTO_EXACT_ROWS` exact. Beyond, on a GPU flat while it fits, then inverted lists; where the vectors
+    do not fit the GPU or its limit, their codes there, then lists that stream through it. On a CPU 4-bit
     product codes with exact rerank, which at recall 0.96 answer four times the queries of byte codes from a
-    seventh of the memory (100k x 384, one core); exact again where even those do not fit.
+    seventh of the memory (100k x 384, one core); where even those do not fit codes of a bit, streamed lists,
+    and exact again.
     """
     if num_rows <= AUTO_EXACT_ROWS:
         return "exact"
-    if settings.device != "cpu":
-        candidates: tuple[IndexKind, ...] = ("gpu_ivf",)
+    for kind in _by_preference(num_rows, settings):
+        if memory.fits(kind, num_rows, dim, settings):
+            return kind
+    return "exact"
+
+
+def _by_preference(num_rows: int, settings: VectorSettings) -> Iterator[IndexKind]:
+    """Yield kinds, best first; a device is asked after only once the kinds before do not fit."""
+    if settings.device != "cpu" and _has_gpu(settings):
         if num_rows <= AUTO_GPU_FLAT_ROWS:
-            candidates = ("gpu_flat", "gpu_ivf")
-        for kind in candidates if _has_gpu(settings) else ():
-            if memory.fits(kind, num_rows, dim, settings):
-                return kind
-    return "ivf_pq" if memory.fits("ivf_pq", num_rows, dim, settings) else "exact"
+            yield "gpu_flat"
+        yield "gpu_ivf"
+        if memory.is_beyond_on_gpu(settings):
+            yield from memory.BEYOND_KINDS
+    yield "ivf_pq"
+    yield from memory.BEYOND_KINDS
 
 
 def build_base(
@@ -46,6 +56,7 @@ def build_base(
     kind: IndexKind = "auto",
     settings: VectorSettings | None = None,
     queries_QD: np.ndarray | None = None,
+    folder: Path | None = None,
 ) -> VectorBase:
     """Return a base segment over a matrix, tuned to the recall floor.
 
@@ -55,19 +66,21 @@ def build_base(
         kind: Which structure; `auto` chooses by size and device.
         settings: Threads, memory, device and recall floor.
         queries_QD: float32[Q, D] of real queries to tune on; None to hold rows out as queries.
+        folder: Where `save` will write, and where kinds larger than memory write at once; None to keep all in
+            memory.
 
     Returns:
         The base; `measured_recall` says what the tuner reached, which can be below the floor.
 
     Raises:
         IndexTooLarge: The build needs more memory than there is.
-        NoSuchDevice: A GPU kind was named and cannot be had.
+        NoSuchDevice: The kind or the settings name a GPU that cannot be had.
         ValueError: The matrix is no C-contiguous float32[N, D].
     """
     settings = settings or VectorSettings()
     _check_matrix(matrix_ND)
     num_rows, dim = matrix_ND.shape
-    if kind in _GPU_KINDS:
+    if kind in memory.GPU_KINDS:
         from retrieval.vectors import gpu
 
         gpu.require(kind)
@@ -76,7 +89,7 @@ def build_base(
     if kind == "exact" or num_rows < MIN_APPROXIMATE_ROWS:
         return ExactBase(matrix_ND, settings.num_threads)
     memory.check(kind, num_rows, dim, settings)
-    base = _built(kind, matrix_ND, settings)
+    base = _built(kind, matrix_ND, settings, folder)
     from retrieval.vectors import tuner
 
     tuned = tuner.tune(base, settings.recall_floor, settings.num_threads, settings.seed, queries_QD)
@@ -94,7 +107,7 @@ def open_base(folder: Path, matrix_ND: np.ndarray, settings: VectorSettings | No
 
     Raises:
         CorruptBase: The files are not what `save` wrote, or the matrix is another one.
-        IndexTooLarge: A GPU kind was saved and the GPU has no room for it now.
+        IndexTooLarge: It was saved on a device that has no room for it now.
         NoSuchDevice: A GPU kind was saved and there is no GPU now.
     """
     settings = settings or VectorSettings()
@@ -104,25 +117,37 @@ def open_base(folder: Path, matrix_ND: np.ndarray, settings: VectorSettings | No
         return ExactBase(matrix_ND, settings.num_threads)
     if not len(matrix_ND):
         raise CorruptBase(f"{folder} describes a {note.kind} base, the matrix has no rows; build it again")
-    if note.kind in _GPU_KINDS:
+    if note.kind in memory.GPU_KINDS:
         from retrieval.vectors import gpu
 
         gpu.require(note.kind)
         num_rows, dim = matrix_ND.shape
         memory.check(note.kind, num_rows, dim, settings)
-        base = _built(note.kind, matrix_ND, settings)
+        base = _built(note.kind, matrix_ND, settings, None)
         base.effort, base.measured_recall = note.effort, note.measured_recall
         return base
+    if note.kind in memory.BEYOND_KINDS:
+        from retrieval.vectors import beyond_device
+
+        num_rows, dim = matrix_ND.shape
+        memory.check(note.kind, num_rows, dim, settings, is_built=True)
+        return beyond_device.opened(folder, note, matrix_ND, settings)
     from retrieval.vectors import approximate
 
     return approximate.opened(folder, note, matrix_ND, settings.num_threads)
 
 
-def _built(kind: IndexKind, matrix_ND: np.ndarray, settings: VectorSettings) -> VectorBase:
-    if kind in _GPU_KINDS:
+def _built(
+    kind: IndexKind, matrix_ND: np.ndarray, settings: VectorSettings, folder: Path | None
+) -> VectorBase:
+    if kind in memory.GPU_KINDS:
         from retrieval.vectors import gpu
 
         return gpu.build(kind, matrix_ND, settings.device, settings.seed)
+    if kind in memory.BEYOND_KINDS:
+        from retrieval.vectors import beyond_device
+
+        return beyond_device.build(kind, matrix_ND, settings, folder)
     from retrieval.vectors import approximate
 
     return approximate.build(kind, matrix_ND, settings.num_threads, settings.seed)

@@ -11,6 +11,7 @@ Legend: N rows, L lists, Q queries, D dimensions.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from hashlib import blake2b
 from threading import Lock
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 
 from retrieval.vectors.faiss_runtime import api as faiss
 
+Transform = Callable[[np.ndarray], np.ndarray]
 _MAX_COUNTED = 16
 _FAR = 1.2
 """Probes over those of an even spread from which a query counts as far from what is kept."""
@@ -29,21 +31,34 @@ _FAR_FACTOR = 2
 class ListProbing:
     """Which list each row is in, and where each list lies. Thread-safe."""
 
-    def __init__(self, index: Any) -> None:
-        """Read the lists of an IVF index, which may stand behind one transform."""
-        self._transform = None
+    def __init__(
+        self, list_of_N: np.ndarray, centroids_LD: np.ndarray, transform: Transform | None = None
+    ) -> None:
+        """Keep where each row and each list is.
+
+        Args:
+            list_of_N: int[N], the list of every row.
+            centroids_LD: float32[L, D].
+            transform: What queries pass before they are compared with centroids.
+        """
+        self._list_of_N, self._centroids_LD, self._transform = list_of_N, centroids_LD, transform
+        self._counted: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._lock = Lock()
+
+    @classmethod
+    def of_faiss(cls, index: Any) -> ListProbing:
+        """Return the lists of an IVF index of FAISS, which may stand behind one transform."""
+        transform = None
         if isinstance(index, faiss.IndexPreTransform):
-            self._transform = faiss.downcast_VectorTransform(index.chain.at(0))
+            transform = faiss.downcast_VectorTransform(index.chain.at(0)).apply
             index = faiss.downcast_index(index.index)
-        self._centroids_LD = index.quantizer.reconstruct_n(0, index.nlist)
-        self._list_of_N = np.empty(index.ntotal, dtype=np.int32)
+        list_of_N = np.empty(index.ntotal, dtype=np.int32)
         for number in range(index.nlist):
             size = index.invlists.list_size(number)
             if size:
                 rows = faiss.rev_swig_ptr(index.invlists.get_ids(number), size)
-                self._list_of_N[rows] = number
-        self._counted: OrderedDict[bytes, np.ndarray] = OrderedDict()
-        self._lock = Lock()
+                list_of_N[rows] = number
+        return cls(list_of_N, index.quantizer.reconstruct_n(0, index.nlist), transform)
 
     def probes(self, queries_QD: np.ndarray, keep: np.ndarray, num_seen: int) -> np.ndarray:
         """Return int64[Q]: lists each query visits to see `num_seen` kept rows, rounded up to few numbers.
@@ -54,7 +69,7 @@ class ListProbing:
             num_seen: Rows an unfiltered search sees; where fewer are kept, every list is visited.
         """
         if self._transform is not None:
-            queries_QD = self._transform.apply(queries_QD)
+            queries_QD = self._transform(queries_QD)
         order_QL = np.argsort(-(queries_QD @ self._centroids_LD.T), axis=1)
         seen_QL = np.cumsum(self._kept_by_list(keep)[order_QL], axis=1)
         needed_Q = 1 + (seen_QL < num_seen).sum(axis=1)

@@ -36,7 +36,7 @@ class SearchEffort:
     """How hard an approximate base searches: more finds more and takes longer."""
 
     probes: int = 64
-    """Lists visited (IVF), candidates kept while walking (HNSW `efSearch`, CAGRA `itopk_size`)."""
+    """Lists visited, or candidates kept while walking (HNSW `efSearch`, CAGRA `itopk_size`)."""
     rerank: int = 8
     """Candidates scored exactly per hit wanted (FAISS calls it `k_factor`, default 1: recall 0.17 for PQ)."""
 

@@ -91,7 +91,7 @@ def test_device_estimates_equal_the_formula(batched):
     device = SimulatedDevice(batched=batched)
     index = CodedIndex(lists, codes, matrix_ND, gpu_memory_limit=4_000_000, device=device, page_rows=50)
     queries_QD = clustered(9, 40, seed=4)
-    rows_QX = index._candidates(queries_QD, 30, 6, None)
+    rows_QX = index._candidates(queries_QD, 30, np.full(9, 6), None)
     wanted = np.argsort(-estimates(codes, lists, queries_QD), axis=1)[:, :30]
     for found, best in zip(rows_QX, wanted, strict=True):
         # Rounding may swap the last places.
