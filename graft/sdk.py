@@ -276,11 +276,7 @@ class AsyncGraft:
     ) -> Ingested:
         """Ingest files under given names, as `ingest` does, and return those that are no document too.
 
-        Of files with one name the last is taken.
-
-        Raises:
-            InvalidMetadata: A field's name or type cannot be stored.
-            IngestTimeout: Some are still under way.
+        Of files with one name the last is taken. Errors are those of `ingest`, but for InvalidDocument.
         """
         return await ingest_sources(
             self._backend,
