@@ -1,0 +1,119 @@
+"""Joint jobs over Ray: the index in actors, ranks by Ray Train, stopped, killed and resumed without a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from tiny_encoder import build_tiny_encoder
+from tiny_model import build_tiny_model
+
+from tests.small_job import job_toml, write_lookup_set
+from training.errors import DataError, OutOfResources
+from training.jobs import JobOutcome, JobText, LocalJobs, run_job
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(900),
+    # Ray Train makes a context of Ray Data, which warns of its own defaults (Ray 2.60).
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+]
+STEPS = 8
+Start = Callable[..., JobOutcome]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def start(ray_session: None, runs: Path) -> Start:
+    encoder, reader = build_tiny_encoder(runs / "encoder"), build_tiny_model(runs / "reader")
+    data = write_lookup_set(runs / "lookup.json")
+
+    def start(name: str, *overrides: str, resume: bool = False) -> JobOutcome:
+        text = job_toml(encoder, reader, data, runs / name, STEPS)
+        return run_job(JobText(text, overrides), LocalJobs(runs / "jobs"), resume=resume)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def one_rank(start: Start, runs: Path) -> Path:
+    """A job of one Ray Train worker that nothing happened to."""
+    assert start("one", "ranks.num_workers=1") == JobOutcome("succeeded", STEPS, f"{STEPS} steps done")
+    return runs / "one"
+
+
+def lines(folder: Path, name: str = "metrics") -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def when_done(folder: Path, num_steps: int, act: Callable[[], None]) -> threading.Thread:
+    """Do something once a job has told of so many steps."""
+
+    def wait() -> None:
+        log = folder / "metrics.jsonl"
+        while not log.exists() or len(log.read_text().splitlines()) < num_steps:
+            time.sleep(0.005)
+        act()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def kill_rank() -> None:
+    """Kill the one Ray Train worker among this process's descendants."""
+    for process in psutil.Process().children(recursive=True):
+        if any("RayTrainWorker" in part for part in process.cmdline()):
+            os.kill(process.pid, signal.SIGKILL)
+            return
+    raise AssertionError("there is no Ray Train worker to kill")
+
+
+def test_one_rank_with_index_actors_does_what_a_process_does(start: Start, runs: Path, one_rank: Path):
+    assert start("alone").state == "succeeded"
+    alone, ray = lines(runs / "alone"), lines(one_rank)
+    assert [line["index/staleness"] for line in ray] == [line["index/staleness"] for line in alone]
+    for here, there in zip(alone, ray, strict=True):
+        assert there["loss"] == pytest.approx(here["loss"], rel=1e-4)
+
+
+def test_two_ranks_train_on_the_same_samples(start: Start, runs: Path, one_rank: Path):
+    assert start("two", "ranks.num_workers=2", "index.num_shards=2").state == "succeeded"
+    for one, two in zip(lines(one_rank), lines(runs / "two"), strict=True):
+        assert two["search/recall"] == pytest.approx(one["search/recall"])
+        assert two["loss"] == pytest.approx(one["loss"], rel=2e-3)
+
+
+def test_a_job_that_was_stopped_and_whose_rank_was_killed_ends_with_the_same_bytes(
+    start: Start, runs: Path, one_rank: Path
+):
+    folder = runs / "troubled"
+    when_done(folder, 2, (folder / "stop").touch)
+    stopped = start("troubled", "ranks.num_workers=1")
+    assert stopped.state == "stopped"
+    assert 2 <= stopped.steps < STEPS
+    thread = when_done(folder, stopped.steps + 2, kill_rank)
+    assert start("troubled", "ranks.num_workers=1", resume=True).state == "succeeded"
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+    assert lines(folder) == lines(one_rank)
+    assert lines(folder, "evaluations") == lines(one_rank, "evaluations")
+
+
+def test_what_a_restart_would_repeat_ends_the_job_at_once(start: Start, runs: Path):
+    with pytest.raises(OutOfResources, match="CPU: 1003 asked, 8 there, 995 missing"):
+        start("big", "ranks.num_workers=1001")
+    with pytest.raises(DataError, match=r"fewer than search\.k=300"):
+        start("few", "ranks.num_workers=1", "joint.search.k=300")
+    assert not list((runs / "few").glob("checkpoints/step-*"))
