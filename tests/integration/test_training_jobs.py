@@ -1,4 +1,4 @@
-"""Joint jobs over Ray: the index in actors, ranks by Ray Train, stopped, killed and resumed without a trace."""
+"""Joint jobs over Ray: index in actors, ranks by Ray Train, stopped, killed and resumed without a trace."""
 
 from __future__ import annotations
 

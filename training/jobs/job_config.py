@@ -14,9 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from retrieval.config import PACKAGED_EMBEDDER
 from training.data import Faulty, SetKind, SynthesisConfig
 from training.errors import ConfigError
+from training.joint.config import EncoderConfig
 from training.toml_config import apply_overrides, from_table
 
 JobKind = Literal["joint", "sft", "dpo", "reward", "grpo", "mine"]
@@ -69,7 +69,7 @@ class DataConfig:
     """Makes questions from the passages, for a library without any."""
     negatives: Path | None = None
     """What a job of kind `mine` wrote for the same training set."""
-    ranker: str = PACKAGED_EMBEDDER
+    ranker: EncoderConfig = field(default_factory=EncoderConfig)
     """Encoder that ranks passages where a job needs them ranked: synthesis, sft, grpo, mine."""
 
     def __post_init__(self) -> None:

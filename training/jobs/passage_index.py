@@ -20,19 +20,21 @@ from training.types import TrainingPassage
 class PassageIndex:
     """An exact index; a `training.data.ranking.Searches`."""
 
-    def __init__(self, passages: Sequence[TrainingPassage], encoder: str, device: torch.device) -> None:
+    def __init__(
+        self, passages: Sequence[TrainingPassage], encoder: EncoderConfig, device: torch.device
+    ) -> None:
         """Encode the passages.
 
         Args:
             passages: All that can be found; a row is a position here.
-            encoder: sentence-transformers model, as in `EncoderConfig.model`.
+            encoder: Which model, and how much it reads.
             device: Where it computes.
 
         Raises:
-            ConfigError: The model cannot be found.
+            ConfigError: The model cannot be found, or reads less than asked.
         """
         self._passages = tuple(passages)
-        self._probe = TowerProbe(EncoderTower(EncoderConfig(model=encoder), "frozen", device))
+        self._probe = TowerProbe(EncoderTower(encoder, "frozen", device))
         self._vectors_ND = self._probe.encode([passage.full_text for passage in passages])
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
