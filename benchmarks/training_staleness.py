@@ -2,11 +2,12 @@
 
 Run: `python -m benchmarks.training_staleness [--quick] [--data DIR] [--seeds N]`
 
-`bound_threads`, `bound_ray`: 10,000 short steps with slow, failing and dying encoders; a judge reads the age
-of what was searched from the vectors themselves. `s_max_N`, `s_max_N_rerank`: the joint run of `training_joint`
-(blocking refresh, so that nothing but the age differs) with an index that is at most N steps old, in the index's
-own order and with four times as many candidates put in order by the fresh encoder; `never` is never refreshed.
-Recall and EM are those of the trained towers on held-out questions with a fresh index.
+`bound_threads`, `bound_ray`: 10,000 short steps with slow, failing and dying encoders; a judge reads the
+age of what was searched from the vectors themselves. `s_max_N`, `s_max_N_rerank`: the joint run of
+`training_joint` (blocking refresh, so that nothing but the age differs) with an index that is at most N
+steps old, in the index's own order and with four times as many candidates put in order by the fresh
+encoder; `never` is never refreshed. Recall and EM are those of the trained towers on held-out questions
+with a fresh index.
 """
 
 from __future__ import annotations
