@@ -115,12 +115,13 @@ def engine_rounds(connection: Connection, config: ServingConfig) -> None:
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from serving import vllm_values
+    from serving.engine_arguments import engine_arguments
     from serving.tokenizer import ModelTokenizer
     from serving.weights import model_folder
 
     folder = model_folder(config.model)
     vllm_values.register_architecture(str(folder))
-    arguments = vllm_values.engine_arguments(config, str(folder), on_gpu=torch.cuda.is_available())
+    arguments = engine_arguments(config, str(folder), on_gpu=torch.cuda.is_available())
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     tokenizer = ModelTokenizer(folder / "tokenizer.json")
     connection.send("ready")

@@ -14,6 +14,7 @@ from typing import Literal
 import psutil
 
 from graft.config import GraftConfig
+from graft.errors import ConfigError
 from graft.running import find_running
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -87,15 +88,33 @@ def _disk(config: GraftConfig) -> Iterator[Finding]:
     yield Finding("disk", "ok" if ok else "fail", f"{free:.1f} GB free under {folder}", remedy)
 
 
-def _gpu(_: GraftConfig) -> Iterator[Finding]:
-    present = Path("/proc/driver/nvidia/version").exists()
-    gpu_build = _installed("vllm") is not None
-    if present and not gpu_build:
+def _gpu(config: GraftConfig) -> Iterator[Finding]:
+    if not Path("/proc/driver/nvidia/version").exists():
+        yield Finding("gpu", "ok", "none: everything runs on the CPU")
+        return
+    if _installed("vllm") is None:
         yield Finding(
             "gpu", "warn", "an NVIDIA GPU, but the CPU build is installed", "run `make clean setup`"
         )
-    else:
-        yield Finding("gpu", "ok", "NVIDIA driver present" if present else "none: everything runs on the CPU")
+        return
+    yield _gpu_split(config)
+
+
+def _gpu_split(config: GraftConfig) -> Finding:
+    """Return how the GPU would be divided."""
+    from graft.gpu_split import shards_of, split_of
+    from retrieval.errors import IndexUnavailable
+    from retrieval.vectors import NoSuchDevice, cuda_driver
+
+    try:
+        total_bytes = cuda_driver.total_bytes(config.retrieval.vector_device)
+        return Finding("gpu", "ok", str(split_of(config, total_bytes, shards_of(config))))
+    except NoSuchDevice as error:
+        return Finding("gpu", "warn", str(error), "check the driver and CUDA_VISIBLE_DEVICES")
+    except IndexUnavailable as error:
+        return Finding("gpu", "warn", "not divided: the index cannot be read", str(error))
+    except ConfigError as error:
+        return Finding("gpu", "fail", "its memory does not suffice", str(error))
 
 
 def _packages(_: GraftConfig) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from graft.config import REPOSITORY, GraftConfig
 from graft.current_release import CurrentRelease, unswitched
 from graft.errors import ConfigError, NotInPlace, StartError
 from graft.folders import document_files
+from graft.gpu_split import num_gpus, split_of_cluster
 from graft.graph_model import actor_text_model
 from graft.pinned_retriever import PinnedRetriever
 from graft.releases import Release
@@ -55,6 +56,8 @@ class Platform:
 
     def __init__(self, config: GraftConfig, closing: AsyncExitStack, url: str | None) -> None:
         self.config = config
+        self._sized = config
+        """The same with the GPU divided among its parts; see `gpu_split`."""
         self._closing = closing
         self._url = url
         self._retrieval: ActorRetrieval | None = None
@@ -114,6 +117,9 @@ class Platform:
                 done.message = f"attached to {settings.address}" if settings.address else "local Ray is up"
             else:
                 done.message = "using the Ray this process is attached to"
+            if split := await asyncio.to_thread(split_of_cluster, self.config):
+                self._sized = split.applied(self.config)
+                done.message += f"; GPU of {split}"
 
     def _init_ray(self) -> bool:
         import ray
@@ -151,7 +157,7 @@ class Platform:
     async def _start_retrieval(self, report: OnStage, stack: AsyncExitStack) -> None:
         from retrieval.actor import ActorEmbedder, ActorRetrieval
 
-        config = self.config.retrieval
+        config = self._sized.retrieval
         with stage(report, "retrieval", "loading the embedder and opening the index") as done:
             options = {"num_cpus": 0, "resources": _placement("graft_index")}
             self._retrieval = ActorRetrieval.start(
@@ -200,11 +206,11 @@ class Platform:
 
         with stage(report, "generator", f"loading {self.config.serving.model} into vLLM") as done:
             self._generator = start_generator(
-                self.config.serving,
+                self._sized.serving,
                 name=GENERATOR,
                 namespace=NAMESPACE,
                 num_cpus=0,
-                num_gpus=_num_gpus(),
+                num_gpus=num_gpus(),
                 resources=_placement("graft_generator"),
             )
             stack.push_async_callback(self._generator.stop)
@@ -415,9 +421,3 @@ def _placement(label: str) -> dict[str, float] | None:
     import ray
 
     return {label: 0.01} if label in ray.cluster_resources() else None
-
-
-def _num_gpus() -> float:
-    import ray
-
-    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0

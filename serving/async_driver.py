@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from serving.config import ServingConfig
 from serving.driver import EngineLoad, EngineRequest, OutputStream, StartTimings
+from serving.engine_arguments import engine_arguments
 from serving.errors import GeneratorUnavailable, InvalidGeneration, ModelUnusable
 
 if TYPE_CHECKING:
@@ -60,10 +61,8 @@ class AsyncDriver:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from serving import vllm_values
-
         imported = time.monotonic()
-        arguments = vllm_values.engine_arguments(self._config, self._folder, on_gpu=self._on_gpu)
+        arguments = engine_arguments(self._config, self._folder, on_gpu=self._on_gpu)
         try:
             self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         except Exception as error:

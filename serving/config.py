@@ -38,6 +38,9 @@ class ServingConfig:
     """Tokens per KV block, a multiple of 32; prefix reuse works in whole blocks."""
     kv_cache_bytes: int | None = None
     """Memory for KV blocks, 16 MiB or more; None is 512 MiB on a CPU and vLLM's share of a GPU."""
+    gpu_memory_utilization: float | None = None
+    """Part of a GPU's memory that vLLM may take, 0.05 to 0.98; None is vLLM's own default, or what the
+    platform leaves it beside the index."""
     max_num_seqs: int = 32
     """Requests the engine works on at once, 1 to 1,024."""
     max_queued_requests: int = 256
@@ -59,6 +62,10 @@ class ServingConfig:
             )
         if self.kv_cache_bytes is not None:
             self._check_range("kv_cache_bytes", self.kv_cache_bytes, 16 * MIB, 1 << 44)
+        if self.gpu_memory_utilization is not None and not 0.05 <= self.gpu_memory_utilization <= 0.98:
+            raise ValueError(
+                f"serving.gpu_memory_utilization must be in [0.05, 0.98], got {self.gpu_memory_utilization}"
+            )
         if self.num_threads is not None:
             self._check_range("num_threads", self.num_threads, 1, 4096)
         if self.default_deadline_s is not None and self.default_deadline_s <= 0:

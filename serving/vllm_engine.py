@@ -13,6 +13,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from serving import vllm_values
 from serving.config import ServingConfig
 from serving.driver import EngineLoad, EngineOutput, EngineRequest
+from serving.engine_arguments import engine_arguments
 
 
 class VllmEngine:
@@ -28,7 +29,7 @@ class VllmEngine:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_bytes
         vllm_values.register_architecture(folder)
-        arguments = vllm_values.engine_arguments(config, folder, on_gpu=False)
+        arguments = engine_arguments(config, folder, on_gpu=False)
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self._engine_ids: dict[str, str] = {}
 

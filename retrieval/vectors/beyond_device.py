@@ -34,8 +34,9 @@ from retrieval.streamed.coarse import training_bytes
 from retrieval.streamed.codes import Codes
 from retrieval.streamed.devices import Device
 from retrieval.streamed.host_lists import InvalidLists
-from retrieval.vectors import exact, gpu, memory
+from retrieval.vectors import exact, memory
 from retrieval.vectors.approximate import FILTERED_RERANK, num_candidates, num_lists_for
+from retrieval.vectors.cuda_driver import ordinal
 from retrieval.vectors.notes import Note
 from retrieval.vectors.probing import ListProbing
 from retrieval.vectors.settings import VectorSettings
@@ -73,7 +74,7 @@ def device_of(settings: VectorSettings) -> str:
     """
     if settings.device == "cpu":
         return "cpu"
-    if torch.cuda.is_available() and gpu.ordinal(settings.device) < torch.cuda.device_count():
+    if torch.cuda.is_available() and ordinal(settings.device) < torch.cuda.device_count():
         return "cuda" if settings.device == "auto" else settings.device
     if settings.device == "auto":
         return "cpu"

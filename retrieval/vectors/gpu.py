@@ -17,7 +17,6 @@ Legend: N rows, D dimensions, Q queries, K hits, C candidates.
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -26,6 +25,7 @@ import numpy as np
 
 from retrieval.vectors import exact
 from retrieval.vectors.approximate import num_candidates, num_lists_for
+from retrieval.vectors.cuda_driver import ordinal
 from retrieval.vectors.faiss_runtime import api as faiss
 from retrieval.vectors.faiss_runtime import num_gpus
 from retrieval.vectors.notes import Note
@@ -67,38 +67,6 @@ def require(kind: IndexKind) -> None:
         raise NoSuchDevice(
             f"index kind '{kind}' needs a GPU and FAISS sees none; use a CPU kind such as ivf_pq"
         )
-
-
-def ordinal(device: str) -> int:
-    """Return the GPU a device setting names: 1 of `cuda:1`, 0 of `cuda` and `auto`."""
-    return int(device.partition(":")[2] or 0)
-
-
-def free_bytes(device: str) -> int:
-    """Return the memory a GPU has free, as the CUDA driver tells it.
-
-    Raises:
-        NoSuchDevice: There is no driver or no such device.
-    """
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        raise NoSuchDevice(f"the CUDA driver cannot be loaded: {error}; use a CPU kind") from error
-    handle, context = ctypes.c_int(), ctypes.c_void_p()
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    steps = (
-        lambda: driver.cuInit(0),
-        lambda: driver.cuDeviceGet(ctypes.byref(handle), ordinal(device)),
-        lambda: driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle),
-        lambda: driver.cuCtxPushCurrent_v2(context),
-        lambda: driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)),
-        lambda: driver.cuCtxPopCurrent_v2(ctypes.byref(context)),
-    )
-    for step in steps:
-        code = step()
-        if code:
-            raise NoSuchDevice(f"the CUDA driver refused device '{device}' with error {code}")
-    return free.value
 
 
 def resident_bytes(kind: IndexKind, num_rows: int, dim: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import psutil
 
+from retrieval.vectors import cuda_driver
 from retrieval.vectors.settings import VectorSettings
 from retrieval.vectors.types import IndexTooLarge
 from retrieval.versions import IndexKind
@@ -48,9 +49,7 @@ def available_bytes(kind: IndexKind, settings: VectorSettings) -> int:
     """
     limit = settings.gpu_memory_limit_bytes
     if kind in GPU_KINDS or (kind in BEYOND_KINDS and is_beyond_on_gpu(settings)):
-        from retrieval.vectors import gpu
-
-        free = gpu.free_bytes(settings.device)
+        free = cuda_driver.free_bytes(settings.device)
         return min(free, limit) if limit else free
     free = _free_host_bytes(settings)
     return min(free, limit) if limit and kind in BEYOND_KINDS else free

@@ -25,7 +25,7 @@ from retrieval.config import RetrievalConfig
 from retrieval.errors import IndexUnavailable
 from retrieval.truth.records import Vectors
 from retrieval.types import Record, SearchRequest
-from retrieval.vectors import gpu
+from retrieval.vectors import cuda_driver, gpu
 from retrieval.vectors.exact import ExactBase
 from retrieval.vectors.notes import Note
 
@@ -96,10 +96,10 @@ def test_segment_of_a_gpu_that_is_gone_is_searched_exactly_and_rebuilt_with_a_ki
     beside = Beside(tmp_path / "shard")
     fill(beside)
     with monkeypatch.context() as patch:
-        patch.setattr("retrieval.shard.compaction.build_base", lambda matrix_ND, *_: OnGpu(matrix_ND))
+        patch.setattr("retrieval.shard.compaction.build_base", lambda matrix_ND, *_, **__: OnGpu(matrix_ND))
         patch.setattr(gpu, "require", lambda _: None)
         patch.setattr(gpu, "build", lambda kind, matrix_ND, *_: OnGpu(matrix_ND))
-        patch.setattr(gpu, "free_bytes", lambda _: 1 << 40)
+        patch.setattr(cuda_driver, "free_bytes", lambda _: 1 << 40)
         beside.shard.compact()
         assert beside.shard.segments()[0].kind == "gpu_flat"
         beside.check(ALL)
@@ -107,7 +107,7 @@ def test_segment_of_a_gpu_that_is_gone_is_searched_exactly_and_rebuilt_with_a_ki
     beside.shard.close()
     if gone == "its memory":
         monkeypatch.setattr(gpu, "require", lambda _: None)
-        monkeypatch.setattr(gpu, "free_bytes", lambda _: 1000)
+        monkeypatch.setattr(cuda_driver, "free_bytes", lambda _: 1000)
     building = threading.Event()
     monkeypatch.setattr("retrieval.shard.residents.build_segment", _waiting(building))
     beside.open()

@@ -29,6 +29,7 @@ HEAVY = ("torch", "vllm", "ray", "transformers", "langchain_core", "faiss", "gra
         ({"block_size": 48}, "multiple of 32, got 48"),
         ({"block_size": 0}, "multiple of 32, got 0"),
         ({"kv_cache_bytes": 1}, "kv_cache_bytes must be in"),
+        ({"gpu_memory_utilization": 1.0}, r"gpu_memory_utilization must be in \[0.05, 0.98\], got 1.0"),
         ({"max_num_seqs": 0}, "max_num_seqs must be in"),
         ({"max_queued_requests": -1}, "max_queued_requests must be in"),
         ({"num_threads": 0}, "num_threads must be in"),

@@ -20,9 +20,9 @@ from retrieval.vectors import (
     VectorSettings,
     build_base,
     chosen_kind,
+    cuda_driver,
     exact,
     faiss_runtime,
-    gpu,
     memory,
     open_base,
 )
@@ -88,7 +88,7 @@ def test_auto_goes_from_flat_to_codes_to_lists_as_a_gpu_gets_too_small(monkeypat
     monkeypatch.setattr(faiss_runtime, "num_gpus", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(gpu, "free_bytes", lambda _: 80 * GIB)
+    monkeypatch.setattr(cuda_driver, "free_bytes", lambda _: 80 * GIB)
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Free", (), {"available": 64 * GIB}))
 
     def picked(num_rows: int, limit: int) -> str:

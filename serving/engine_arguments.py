@@ -1,0 +1,48 @@
+"""What vLLM's engine is started with; imports no vLLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serving.config import MIB, ServingConfig
+
+CPU_KV_CACHE_BYTES = 512 * MIB
+
+CPU_BATCHED_TOKENS = 2048
+"""Most tokens of one step on a CPU, where a step of that size takes about half a second."""
+
+
+def engine_arguments(config: ServingConfig, folder: str, *, on_gpu: bool) -> dict[str, Any]:
+    """Return the keyword arguments of vLLM's `EngineArgs`.
+
+    Eager mode and an explicit KV size skip vLLM's warm-up on a CPU; a GPU gains more from CUDA graphs
+    than their capture costs.
+    """
+    kv_cache_bytes = config.kv_cache_bytes if on_gpu else config.kv_cache_bytes or CPU_KV_CACHE_BYTES
+    dtype = "float32" if config.dtype == "auto" and not on_gpu else config.dtype
+    # On a CPU a seeded request whose prefill is split kills vLLM 0.32 ("CPU Generator does not use offset").
+    whole_prefills = {
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(config.max_model_len, CPU_BATCHED_TOKENS),
+    }
+    return {
+        "model": folder,
+        "served_model_name": config.model,
+        "max_model_len": config.max_model_len,
+        "dtype": dtype,
+        "block_size": config.block_size,
+        "kv_cache_memory_bytes": kv_cache_bytes,
+        "max_num_seqs": config.max_num_seqs,
+        "enable_prefix_caching": True,
+        "enforce_eager": not on_gpu,
+        "scheduling_policy": "priority",
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        **(_share_of_gpu(config) if on_gpu else whole_prefills),
+    }
+
+
+def _share_of_gpu(config: ServingConfig) -> dict[str, Any]:
+    share = config.gpu_memory_utilization
+    return {} if share is None else {"gpu_memory_utilization": share}
