@@ -99,8 +99,8 @@ class MemoryEstimate:
         raise OutOfResources(
             f"a rank is estimated to take {self.total / GIB:.2f} GiB, {where} has {available / GIB:.2f} GiB: "
             f"{(self.total - available) / GIB:.2f} GiB are missing (most of it {shown}). "
-            "Raise optim.accumulate, switch on checkpointing or lora, share weights with "
-            "ranks.sharding='fsdp2', or set ranks.memory_gib if you know better"
+            "Raise optim.accumulate, switch on checkpointing or lora, share the reader "
+            "with ranks.sharding='fsdp2', or set ranks.memory_gib if you know better"
         )
 
 
@@ -115,7 +115,7 @@ class Estimate:
     shares_device: bool
     """Whether encoders and ranks take turns on one device."""
     sharding: Literal["ddp", "fsdp2"]
-    """Whether a rank holds all weights."""
+    """Whether a rank holds the whole reader."""
     memory: MemoryEstimate
     """Of a rank."""
     step_parts: Mapping[str, float]
@@ -174,24 +174,24 @@ class JointEstimator:
 
         Args:
             num_ranks: Devices that share the questions of a step.
-            sharding: Whether weights, gradients and optimizer states are shared too.
+            sharding: Whether the reader's weights, gradients and optimizer states are shared too.
             device: Where a rank computes.
             holds_index: Whether both versions of the index are in the rank's memory, not in shards elsewhere.
         """
         config = self._config
         share = 1.0 / num_ranks if sharding == "fsdp2" else 1.0
-        weights = 4.0 * sum(self._num_weights())
-        trained = float(sum(self._num_trained()))
-        gathered = 0.0
-        if sharding == "fsdp2":
+        of_encoder, of_reader = self._num_weights()
+        held = of_encoder + share * of_reader
+        if sharding == "fsdp2" and self.reader is not None:
             # Two layers are whole at a time: the one that computes, and the next.
-            shapes = [one for one in (self.encoder, self.reader) if one is not None]
-            gathered = 2 * 4.0 * max(one.num_matmul_params / one.num_layers for one in shapes)
+            held += 2 * self.reader.num_matmul_params / self.reader.num_layers
+        by_encoder, by_reader = self._num_trained()
+        trained = by_encoder + share * by_reader
         number_bytes = 2 if config.optim.dtype == "bfloat16" else 4
         parts = {
-            "weights": weights * share + gathered,
-            "gradients": 4.0 * trained * share,
-            "optimizer": _STATE_BYTES[config.optim.kind] * trained * share,
+            "weights": 4.0 * held,
+            "gradients": 4.0 * trained,
+            "optimizer": _STATE_BYTES[config.optim.kind] * trained,
             "activations": _SLACK * number_bytes * self._activation_elements(num_ranks),
             "index": self._index_bytes() if holds_index else 0.0,
             "texts": float(self._workload.text_bytes),
@@ -251,7 +251,7 @@ class JointEstimator:
     def plan(self, calibration: Calibration, hardware: Hardware) -> Estimate:
         """Return the layout with the shortest step whose refresh is done in time.
 
-        Weights are shared between ranks (FSDP2) only where they do not fit otherwise. Of the devices as few
+        The reader is shared between ranks (FSDP2) only where they do not fit otherwise. Of the devices as few
         encode as finish a refresh within its delay; where none suffices, the layout with the least stall a
         step is returned.
 
@@ -341,16 +341,17 @@ class JointEstimator:
         return seconds + (ask.seconds(more, parts) if more else 0.0)
 
     def _exchange_s(self, num_ranks: int, hardware: Hardware, sharding: Literal["ddp", "fsdp2"]) -> float:
-        """Return the seconds of a ring over all ranks, as fast as its slowest link.
+        """Return the seconds of rings over all ranks, as fast as their slowest link.
 
-        DDP moves gradients twice; FSDP2 gathers weights for both passes and scatters gradients.
+        DDP moves gradients twice; FSDP2 gathers the reader's weights for both passes, scatters its gradients.
         """
         is_far = num_ranks > hardware.per_node
         rate = 1e9 * (hardware.network_gb_s if is_far else hardware.link_gb_s)
-        moved = 4.0 * sum(self._num_trained()) * 2
+        by_encoder, by_reader = self._num_trained()
+        moved = 2 * (by_encoder + by_reader)
         if sharding == "fsdp2":
-            moved = 4.0 * (2 * sum(self._num_weights()) + sum(self._num_trained()))
-        return moved * (num_ranks - 1) / num_ranks / rate
+            moved = 2 * by_encoder + 2 * self._num_weights()[1] + by_reader
+        return 4.0 * moved * (num_ranks - 1) / num_ranks / rate
 
     def _num_weights(self) -> tuple[int, int]:
         sides = (

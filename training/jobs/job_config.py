@@ -103,7 +103,7 @@ class RanksConfig:
     resources: Mapping[str, float] = field(default_factory=dict)
     """Custom Ray resources of a worker, for nodes set aside."""
     sharding: Literal["ddp", "fsdp2"] = "ddp"
-    """Whether every rank holds all weights, or a share of each."""
+    """Whether every rank holds the whole reader, or a share of each of its weights."""
     max_failures: int = 3
     """Restarts after worker failures, each from the newest checkpoint; -1 for any number."""
     memory_gib: float = 0.0

@@ -83,6 +83,7 @@ def _joint(config: JobConfig, run: KindRun) -> KindOutcome:
         ranks=run.ranks,
         watch=run.watch,
         index=run.index,
+        sharding=config.ranks.sharding,
     )
     return KindOutcome(result.steps, result.is_complete)
 

@@ -111,7 +111,8 @@ def test_what_saves_memory_saves_it_where_it_should(config: JointConfig):
 
     plain = parts(config, 4)
     shared = parts(config, 4, "fsdp2")
-    assert shared["optimizer"] == plain["optimizer"] / 4
+    assert shared["optimizer"] == 8 * PARAMS * (1 + 1 / 4)
+    assert shared["weights"] == 4 * (PARAMS * (1 + 1 / 4) + 2 * MATMUL / LAYERS)
     assert shared["activations"] == plain["activations"]
     lora = replace(config, reader=replace(config.reader, lora=LoraConfig(rank=1)))
     assert parts(lora, 4)["optimizer"] < plain["optimizer"]
