@@ -36,6 +36,10 @@ bench: $(VENV)/.ready-dev
 	$(BIN)/python -m benchmarks.durability
 	$(BIN)/python -m benchmarks.index_versions
 	$(BIN)/python -m benchmarks.streamed_lists
+	$(BIN)/python -m benchmarks.training_resume
+	$(BIN)/python -m benchmarks.training_speed
+	$(BIN)/python -m benchmarks.training_joint
+	$(BIN)/python -m benchmarks.training_staleness
 
 # Re-resolves the lock files from pyproject.toml; needs `uv`.
 lock:
