@@ -39,7 +39,7 @@ def graft(tmp_path: Path):
 def test_a_job_is_started_listed_stopped_and_resumed(graft, tmp_path: Path):
     encoder, reader = build_tiny_encoder(tmp_path / "encoder"), build_tiny_model(tmp_path / "reader")
     config, out = tmp_path / "job.toml", tmp_path / "lookup"
-    config.write_text(job_toml(encoder, reader, write_lookup_set(tmp_path / "data.json"), out, steps=150))
+    config.write_text(job_toml(encoder, reader, write_lookup_set(tmp_path / "data.json"), out, steps=60))
     steps = ("--set", "joint.checkpoint.every_steps=1000")
     assert "job 'lookup' is running" in graft("train", str(config), *steps)
     assert "holds a job already (running)" in graft("train", str(config), *steps, code=1)
@@ -51,12 +51,12 @@ def test_a_job_is_started_listed_stopped_and_resumed(graft, tmp_path: Path):
             break
         time.sleep(0.5)
     assert found["state"] == "stopped"
-    assert 0 < found["step"] < 150
+    assert 0 < found["step"] < 60
     assert "job 'lookup' is running" in graft("jobs", "resume", "lookup")
-    assert "succeeded: 150 steps done" in graft("jobs", "logs", "lookup", "--follow")
+    assert "succeeded: 60 steps done" in graft("jobs", "logs", "lookup", "--follow")
     [listed] = json.loads(graft("jobs", "list", "--json"))
-    assert (listed["name"], listed["state"], listed["step"]) == ("lookup", "succeeded", 150)
-    assert "150/150" in graft("jobs", "list")
+    assert (listed["name"], listed["state"], listed["step"]) == ("lookup", "succeeded", 60)
+    assert "60/60" in graft("jobs", "list")
     assert "nothing to resume" in graft("jobs", "resume", "lookup", code=1)
     assert graft("jobs", "report", str(out)).strip() == str(out / "report.html")
 

@@ -12,7 +12,6 @@ import builtins
 import os
 import shlex
 import tempfile
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from training.errors import ConfigError, JobError
+from training.index.daemon_thread import DaemonThread
 from training.jobs.job_config import parse_job
 from training.jobs.job_folder import CONFIG
 from training.jobs.job_status import ENDED, RESUME_ME, JobState, JobStatus
@@ -51,13 +51,14 @@ class ClusterJobs:
         """Connect.
 
         Args:
-            address: `http://HEAD:8265`, or what `ray.init` takes.
+            address: Of the job server, as `http://HEAD:8265` or `HEAD:8265`; `auto` for this machine's.
 
         Raises:
             JobError: It cannot be reached, or wants another token.
         """
-        self.address = address
-        self._client = self._asked(lambda: _client(address))
+        # Ray would take an address without a scheme for that of its control store, and wait for it.
+        self.address = address if "://" in address or address == "auto" else f"http://{address}"
+        self._client = self._asked(lambda: _client(self.address))
 
     def submit(self, config: Path, overrides: Sequence[str] = ()) -> JobStatus:
         """Start a job; see `Jobs`. Every path of the configuration is one of the cluster's, so absolute."""
@@ -104,25 +105,21 @@ class ClusterJobs:
             return
         import aiohttp
 
-        pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
+        pieces: SimpleQueue[str | None] = SimpleQueue()
 
         async def tail() -> None:
             async for piece in self._client.tail_job_logs(job_id):
                 pieces.put(piece)
 
-        def work() -> None:
-            try:
-                asyncio.run(tail())
-            except (RuntimeError, OSError, aiohttp.ClientError) as error:
-                pieces.put(error)
-            else:
-                pieces.put(None)
-
-        threading.Thread(target=work, name="training-logs", daemon=True).start()
+        thread = DaemonThread("training-logs")
+        tailing = thread.submit(lambda: asyncio.run(tail()))
+        tailing.add_done_callback(lambda _: pieces.put(None))
         while (piece := pieces.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise JobError(f"the logs of job {name!r} broke off: {piece}") from piece
             yield piece
+        try:
+            tailing.result()
+        except (RuntimeError, OSError, aiohttp.ClientError) as error:
+            raise JobError(f"the logs of job {name!r} broke off: {error}") from error
 
     def stop(self, name: str) -> JobStatus:
         """Ask a job to save and end; see `Jobs`."""
