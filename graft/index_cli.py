@@ -276,11 +276,20 @@ def _show_segments(found: list[SegmentReport], as_json: bool) -> None:
         (item.shard, item.version_id, item.kind, str(item.seq), f"{item.num_rows:,}",
          f"{item.num_base_rows:,}", f"{item.num_delta_rows:,}", f"{item.num_dead_rows:,}",
          f"{item.resident_bytes / 2**20:,.1f}",
-         "" if item.built_recall is None else f"{item.built_recall:.3f}")
+         "" if item.built_recall is None else f"{item.built_recall:.3f}", _served(item))
         for item in found
     ]  # fmt: skip
-    head = ("shard", "version", "kind", "seq", "rows", "base", "delta", "dead", "MiB", "recall")
+    head = ("shard", "version", "kind", "seq", "rows", "base", "delta", "dead", "MiB", "built at", "served")
     _show([to_json(item) for item in found], head, rows, as_json)
+
+
+def _served(item: SegmentReport) -> str:
+    """Return the recall searches were served with, for a table."""
+    recall = item.served_recall
+    if recall is None:
+        return ""
+    alarm = " ALARM" if recall.alarm else ""
+    return f"{recall.recall:.3f} ({recall.low:.3f}-{recall.high:.3f}){alarm}"
 
 
 def _show(values: list[Any], head: tuple[str, ...], rows: list[tuple[str, ...]], as_json: bool) -> None:

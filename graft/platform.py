@@ -20,6 +20,7 @@ from graft.errors import ConfigError, NotInPlace, StartError
 from graft.folders import document_files
 from graft.gpu_split import num_gpus, split_of_cluster
 from graft.graph_model import actor_text_model
+from graft.part_metrics import metrics_of, unavailable
 from graft.pinned_retriever import PinnedRetriever
 from graft.releases import Release
 from graft.running import only_platform
@@ -367,7 +368,7 @@ class Platform:
         try:
             async with asyncio.timeout(PART_TIMEOUT_S):
                 libraries = await self._retrieval.libraries()
-        except (TimeoutError, *_unavailable()) as error:
+        except (TimeoutError, *unavailable()) as error:
             return Part("retrieval", "failed", str(error) or f"no answer within {PART_TIMEOUT_S:.0f} s")
         chunks = sum(library.num_chunks for library in libraries)
         documents = sum(library.num_ready for library in libraries)
@@ -379,13 +380,13 @@ class Platform:
         try:
             async with asyncio.timeout(PART_TIMEOUT_S):
                 stats = await self._generator.stats()
-        except (TimeoutError, *_unavailable()) as error:
+        except (TimeoutError, *unavailable()) as error:
             return Part("generator", "failed", str(error) or f"no answer within {PART_TIMEOUT_S:.0f} s")
         return Part("generator", "ready", f"{stats.num_running} running, {stats.num_waiting} waiting")
 
     async def metrics(self) -> str:
-        """Return the metrics of every part as Prometheus text."""
-        return await self.generator.metrics_text() if self._generator else ""
+        """Return the metrics of every part as Prometheus text; one that does not answer is shown as down."""
+        return await metrics_of({"retrieval": self._retrieval, "generator": self._generator}, PART_TIMEOUT_S)
 
     async def aclose(self) -> None:
         """Stop every actor and the local Ray; a given Ray cluster keeps running."""
@@ -407,13 +408,6 @@ async def _all(starts: Iterable[Coroutine[Any, Any, None]]) -> None:
                 group.create_task(start)
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
-
-
-def _unavailable() -> tuple[type[Exception], ...]:
-    from retrieval.errors import RetrievalError
-    from serving.errors import ServingError
-
-    return RetrievalError, ServingError
 
 
 def _placement(label: str) -> dict[str, float] | None:

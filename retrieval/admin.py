@@ -55,6 +55,24 @@ class IngestProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class RecallEstimate:
+    """How many of the true nearest chunks an index finds, from exact search on a sample of queries."""
+
+    recall: float
+    """Share of the true first 10 that were found."""
+    low: float
+    """Lower bound of the 95 % interval (Wilson)."""
+    high: float
+    """Upper bound."""
+    num_queries: int
+    """Queries it rests on."""
+    floor: float
+    """Below this the alarm is raised and the next compaction tunes anew."""
+    alarm: bool
+    """Whether `high` lies below `floor`."""
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentReport:
     """One shard's part of an index version, as it is held in memory."""
 
@@ -78,6 +96,10 @@ class SegmentReport:
     """Memory it holds, mapped files left out."""
     built_recall: float | None
     """recall@10 measured when the base was built; None for exact ones."""
+    num_compactions: int = 0
+    """Base segments built since the shard was opened."""
+    served_recall: RecallEstimate | None = None
+    """recall@10 that searches were served with since the base was opened; None before any was repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +118,6 @@ class ShardCopyReport:
     """Its log position; None where it does not answer."""
     error: str | None
     """Why it does not answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class RecallEstimate:
-    """How many of the true nearest chunks an index finds, from exact search on a sample of queries."""
-
-    recall: float
-    """Share of the true first 10 that were found."""
-    low: float
-    """Lower bound of the 95 % interval (Wilson)."""
-    high: float
-    """Upper bound."""
-    num_queries: int
-    """Queries it rests on."""
-    floor: float
-    """Below this the alarm is raised and the next compaction tunes anew."""
-    alarm: bool
-    """Whether `high` lies below `floor`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +213,10 @@ class IndexAdmin(Protocol):
         ...
 
     async def estimate_recall(self, num_queries: int = 200, *, version: str | None = None) -> RecallEstimate:
-        """Return an estimate from exact search on queries asked lately, or on stored chunks where too few."""
+        """Return an estimate from exact search on queries asked lately, or on stored chunks where too few.
+
+        Queries asked since the base segment was opened serve where there are `num_queries` of them.
+        """
         ...
 
     async def snapshot(self, folder: Path) -> SnapshotInfo:

@@ -19,6 +19,7 @@ from retrieval.errors import (
 from retrieval.export import export_page
 from retrieval.ingestion.embedders import Embedders
 from retrieval.ingestion.ingest import Ingestor
+from retrieval.metrics import ShardLoad
 from retrieval.ranking.view import IndexView
 from retrieval.shard.shard import Shard
 from retrieval.sharding.epochs import (
@@ -137,6 +138,13 @@ class LocalAdmin:
     async def segments(self) -> list[SegmentReport]:
         """Return what is held in memory of each version."""
         return await asyncio.to_thread(self._shard.segments)
+
+    async def load(self) -> ShardLoad:
+        """Return what is held in memory and what waits for ingestion, for metrics."""
+        segments, num_under_way = await asyncio.gather(
+            self.segments(), asyncio.to_thread(self._store.num_under_way)
+        )
+        return ShardLoad(segments, num_under_way)
 
     async def compact(self, version: str | None = None) -> list[SegmentReport]:
         """Build a new base segment without dead rows and return what is held then."""

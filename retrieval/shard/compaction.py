@@ -64,6 +64,7 @@ def build_segment(
     config: RetrievalConfig,
     before: tuple[Path, Manifest] | None,
     stopped: Callable[[], bool],
+    queries_QD: np.ndarray | None = None,
 ) -> tuple[Path, Manifest]:
     """Publish a base segment of everything a version holds now and return its folder.
 
@@ -74,6 +75,7 @@ def build_segment(
         config: What the vectors' structure is tuned to.
         before: A checked segment to start from; None to read everything from the store.
         stopped: Asked now and then; once true, the build is given up.
+        queries_QD: float32[Q, D] of real queries to tune on; None to hold rows out.
 
     Raises:
         BuildStopped: `stopped` said so.
@@ -94,7 +96,9 @@ def build_segment(
             version.version_id, contents.seq, mark, contents.rows.num_live, version.dim, version.spec.kind
         )
         (folder / VECTORS_FOLDER).mkdir()
-        base = _built_base(version, read_matrix(folder, manifest), config, folder / VECTORS_FOLDER)
+        base = _built_base(
+            version, read_matrix(folder, manifest), config, folder / VECTORS_FOLDER, queries_QD
+        )
         base.save(folder / VECTORS_FOLDER)
         details = {"measured_recall": base.measured_recall}
         return Manifest(
@@ -105,7 +109,11 @@ def build_segment(
 
 
 def _built_base(
-    version: StoredVersion, matrix_ND: np.ndarray, config: RetrievalConfig, folder: Path
+    version: StoredVersion,
+    matrix_ND: np.ndarray,
+    config: RetrievalConfig,
+    folder: Path,
+    queries_QD: np.ndarray | None,
 ) -> VectorBase:
     """Return the vectors' structure; the choice is ours where the kind asked for cannot be had here.
 
@@ -113,7 +121,7 @@ def _built_base(
     """
     kind, settings = version.spec.kind, VectorSettings.of(config)
     try:
-        base = build_base(matrix_ND, kind, settings, folder=folder)
+        base = build_base(matrix_ND, kind, settings, queries_QD, folder)
     except (IndexTooLarge, NoSuchDevice) as error:
         _log.warning(
             "index version '%s' cannot be of kind '%s' on this machine: %s; one that fits stands in for it",
@@ -124,7 +132,7 @@ def _built_base(
         device = "cpu" if isinstance(error, NoSuchDevice) else settings.device
         kind, settings = "auto", replace(settings, device=device)
         _empty(folder)
-        base = build_base(matrix_ND, kind, settings, folder=folder)
+        base = build_base(matrix_ND, kind, settings, queries_QD, folder)
     recall, floor = base.measured_recall, config.recall_floor
     if recall is None or recall >= floor:
         return base

@@ -11,9 +11,12 @@ import queue
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 from retrieval.admin import SegmentReport
 from retrieval.config import RetrievalConfig
@@ -43,6 +46,7 @@ class Residents:
         self._root = folder / SEGMENTS_FOLDER
         self._config = config
         self._indexes: dict[int, VersionIndex] = {}
+        self._num_compactions: Counter[int] = Counter()
         self._open_lock = threading.Lock()
         self._build_lock = threading.Lock()
         self._closing = threading.Event()
@@ -101,7 +105,9 @@ class Residents:
                 del self._indexes[number]  # Dropped by another copy of the shard.
             for index in list(self._indexes.values()):
                 self._follow(index, snapshot)
-            return [index.report(shard) for index in self._indexes.values()]
+            return [
+                index.report(shard, self._num_compactions[number]) for number, index in self._indexes.items()
+            ]
 
     def forget(self, number: int) -> None:
         """Let go of a version that was dropped, and of its segments."""
@@ -119,7 +125,9 @@ class Residents:
         self.open(version)
         with self._build_lock:
             index = self._indexes.get(version.number)
-            built = self._built(version, index.segment if index else None)
+            with self.lock:
+                queries_QD = index.tuning_queries() if index else None
+            built = self._built(version, index.segment if index else None, queries_QD)
             fresh = VersionIndex(version, self._config, built)
             if fresh.misplaced:  # What fitted when it was built does not now: not at once again.
                 self._not_before[version.number] = time.monotonic() + _RETRY_S
@@ -129,6 +137,7 @@ class Residents:
             with self.lock, self._store.snapshot() as snapshot:
                 fresh.follow(snapshot)
                 self._indexes[version.number] = fresh
+                self._num_compactions[version.number] += 1
             self._store.prune_terms(version.number, base_row_id)
             self._folders(version.number).collect(built[0])
             return built[1]
@@ -143,16 +152,21 @@ class Residents:
                 if index.segment is not None
             }
 
-    def _built(self, version: StoredVersion, before: tuple[Path, Manifest] | None) -> tuple[Path, Manifest]:
+    def _built(
+        self,
+        version: StoredVersion,
+        before: tuple[Path, Manifest] | None,
+        queries_QD: np.ndarray | None,
+    ) -> tuple[Path, Manifest]:
         folders = self._folders(version.number)
         stopped = self._closing.is_set
         try:
-            return build_segment(self._store, version, folders, self._config, before, stopped)
+            return build_segment(self._store, version, folders, self._config, before, stopped, queries_QD)
         except SegmentDiffers as error:
             if before is None:
                 raise
             _log.warning("building from the store instead: %s", error)
-            return build_segment(self._store, version, folders, self._config, None, stopped)
+            return build_segment(self._store, version, folders, self._config, None, stopped, queries_QD)
 
     def _folders(self, number: int) -> SegmentFolders:
         return SegmentFolders(self._root / str(number))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retrieval.admin import RecallEstimate as ReportedRecall
 from retrieval.admin import SegmentReport
 from retrieval.config import RetrievalConfig
 from retrieval.lexical import query_terms
@@ -40,7 +41,7 @@ from retrieval.truth.version_tables import StoredVersion
 from retrieval.types import SearchRequest
 from retrieval.vectors.exact import ExactBase
 from retrieval.vectors.kinds import open_base
-from retrieval.vectors.recall import RecallEstimate, RecallEstimator, estimate_recall
+from retrieval.vectors.recall import AskedQueries, RecallEstimate, RecallEstimator, estimate_recall
 from retrieval.vectors.segments import VectorSegments
 from retrieval.vectors.settings import VectorSettings
 from retrieval.vectors.types import IndexTooLarge, NoSuchDevice, VectorBase
@@ -52,6 +53,9 @@ _NO_LEXICAL = "the lexical index is being rebuilt"
 
 _SPARE_CANDIDATES = 10
 """Candidates beyond `k` of a search that ends with one leg: for ties, and for chunks deleted meanwhile."""
+
+_TUNING_QUERIES = 128
+"""Queries asked lately on which the next base is tuned; with fewer, rows stand in for queries."""
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +104,8 @@ class VersionIndex:
             if not len(self.contents.rows) == len(self.vectors) == self._lexical.num_rows:
                 raise ValueError(f"the parts of segment '{folder}' have different numbers of chunks")
         self._recall = RecallEstimator(config.recall_floor, config.shadow_share)
+        self._alarmed = False
+        self._asked = AskedQueries()
         self._to_shadow: tuple[np.ndarray, ChunkFilter] | None = None
         self._num_base = len(self.contents.rows)
         self.base_row_id = base_row_id(self.contents)
@@ -143,9 +149,17 @@ class VersionIndex:
                 self.version.number, int(rows.row_ids_N[self._num_base])
             )
 
-    def report(self, shard: str) -> SegmentReport:
-        """Return what is held in memory, for the shard's operator."""
-        manifest = None if self.segment is None else self.segment[1]
+    def report(self, shard: str, num_compactions: int) -> SegmentReport:
+        """Return what is held in memory, for the operator of a shard that built so many segments."""
+        manifest, served = None if self.segment is None else self.segment[1], self._recall.estimate()
+        reported = ReportedRecall(
+            served.recall,
+            served.low,
+            served.high,
+            served.num_queries,
+            self._config.recall_floor,
+            served.alarm,
+        )
         return SegmentReport(
             shard=shard,
             version_id=self.version.version_id,
@@ -157,6 +171,8 @@ class VersionIndex:
             num_dead_rows=len(self.vectors) - self.vectors.num_live,
             resident_bytes=self.vectors.resident_bytes,
             built_recall=None if manifest is None else manifest.details.get("measured_recall"),
+            num_compactions=num_compactions,
+            served_recall=reported if served.num_queries else None,
         )
 
     def compaction_reason(self) -> str | None:
@@ -241,8 +257,13 @@ class VersionIndex:
         return self._recall.estimate()
 
     def estimate_recall(self, num_queries: int) -> RecallEstimate:
-        """Return the recall of `num_queries` live rows taken as queries."""
-        return estimate_recall(self.vectors, num_queries, self._config.recall_floor)
+        """Return the recall of the last `num_queries` asked, or of live rows where fewer were."""
+        asked_QD, floor = self._asked.last(num_queries), self._config.recall_floor
+        return estimate_recall(self.vectors, num_queries, floor, queries_QD=asked_QD)
+
+    def tuning_queries(self) -> np.ndarray | None:
+        """Return float32[Q, D], queries asked lately to tune the next base on; None for too few."""
+        return self._asked.last(_TUNING_QUERIES)
 
     def has_shadow(self) -> bool:
         """Return whether a search waits to be repeated exactly by `shadow`."""
@@ -256,6 +277,19 @@ class VersionIndex:
         selection = self._selections.get(chunks)
         _, found_QK, _ = self.vectors.search(query_QD, self._config.num_candidates, selection)
         self._recall.shadow(self.vectors, query_QD, found_QK, selection)
+        served = self._recall.estimate()
+        if served.alarm and not self._alarmed:
+            _log.warning(
+                "index version '%s' serves recall %.3f (%.3f to %.3f in %d searches repeated exactly), below "
+                "recall_floor=%g; the next compaction tunes it anew",
+                self.version.version_id,
+                served.recall,
+                served.low,
+                served.high,
+                served.num_queries,
+                self._config.recall_floor,
+            )
+        self._alarmed = served.alarm
 
     def _dense(
         self,
@@ -269,6 +303,7 @@ class VersionIndex:
         groups: dict[tuple[ChunkFilter, bool], list[int]] = defaultdict(list)
         for position, request in enumerate(requests):
             if request.mode != "lexical":
+                self._asked.add(vectors_QD[position : position + 1])
                 groups[filters[position], request.exact].append(position)
         found: list[list[tuple[str, float]]] = [[] for _ in requests]
         plans = ["not asked for" for _ in requests]

@@ -32,7 +32,7 @@ _READS = ("candidates", "term_stats", "vectors", "token_codes", "passages", "nei
 _LOCAL = (
     "ready", "search", "upsert", "documents", "document", "text", "content", "libraries", "wait_ready",
     "versions", "wait_version", "drop_version", "set_alias", "switch", "rollback", "segments", "compact",
-    "estimate_recall", "snapshot", "progress", "collect", "drop_retired",
+    "estimate_recall", "snapshot", "progress", "collect", "drop_retired", "load",
 )  # fmt: skip
 _GRAPH = (
     "entities", "neighbourhood", "communities", "stats", "retry_failed", "drop", "libraries", "answer",

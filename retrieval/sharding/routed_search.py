@@ -11,11 +11,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from retrieval.config import RetrievalConfig
-from retrieval.errors import IndexOverloaded, InvalidSearch, UnknownVersion
+from retrieval.errors import (
+    IndexOverloaded,
+    IndexUnavailable,
+    InvalidSearch,
+    RetrievalUnavailable,
+    UnknownVersion,
+)
+from retrieval.metrics import RetrievalMetrics, ShardLoad
 from retrieval.requests import check_searches
 from retrieval.sharding.batcher import MicroBatcher
 from retrieval.sharding.index_views import IndexViews
 from retrieval.sharding.placement import Placement
+from retrieval.sharding.replica_set import ReplicaSet
 from retrieval.sharding.topology import CurrentTopology, Topology
 from retrieval.types import SearchRequest, SearchResult
 
@@ -24,6 +32,8 @@ if TYPE_CHECKING:
 
 _MIN_WINDOW_S = 0.001
 _RETRY_S = 1.0
+_LOAD_S = 3.0
+"""How long a shard may take to say what it holds."""
 
 
 class RoutedSearch:
@@ -42,6 +52,7 @@ class RoutedSearch:
         self._views = views
         self._searcher: Searcher | None = None
         self._num_alone = 0
+        self._metrics = RetrievalMetrics()
         self._running: dict[asyncio.Future[list[SearchResult]], Topology] = {}
         window_s = config.batch_window_ms / 1000
         self._batcher: MicroBatcher[SearchRequest, SearchResult] = MicroBatcher(
@@ -76,9 +87,30 @@ class RoutedSearch:
         for request in requests:
             _check_shards(request, placement)
         deadlines = [request.deadline_s for request in requests if request.deadline_s is not None]
-        if any(request.min_seq for request in requests):
-            return await self._alone(list(requests))
-        return await self._batcher.submit(requests, deadline_s=min(deadlines, default=None))
+        try:
+            if any(request.min_seq for request in requests):
+                results = await self._alone(list(requests))
+            else:
+                results = await self._batcher.submit(requests, deadline_s=min(deadlines, default=None))
+        except RetrievalUnavailable:
+            self._metrics.failed(len(requests))
+            raise
+        self._metrics.searched(results)
+        return results
+
+    async def metrics_text(self) -> str:
+        """Return what this router counted and what its shards hold, in Prometheus' text format."""
+        shards = self._topology.now.shards
+
+        async def load(shard: ReplicaSet) -> ShardLoad | None:
+            try:
+                return await shard.write("load", patience_s=_LOAD_S)
+            except IndexUnavailable:
+                return None
+
+        loads = await asyncio.gather(*(load(shard) for shard in shards))
+        by_shard = {shard.name: found for shard, found in zip(shards, loads, strict=True)}
+        return self._metrics.prometheus_text(self._batcher.num_queued + self._num_alone, by_shard)
 
     async def _alone(self, requests: list[SearchRequest]) -> list[SearchResult]:
         """Answer searches that may wait for a write, which nobody else should wait for."""

@@ -283,6 +283,12 @@ def queue(db: sqlite3.Connection, library: str | None, tenant: str) -> Queue:
     return Queue(num_documents, num_ready, num_failed, num_documents - num_ready - num_failed, ahead)
 
 
+def num_under_way(db: sqlite3.Connection) -> int:
+    """Return the documents that are neither ready nor failed."""
+    query = "SELECT count(*) FROM documents WHERE state NOT IN ('ready', 'failed')"
+    return db.execute(query).fetchone()[0]
+
+
 def stored_text(db: sqlite3.Connection, document_id: str) -> StoredText | None:
     """Return the text that a document's answering chunks are made of; None when none answer."""
     row = db.execute(

@@ -378,6 +378,11 @@ class Store:
         with self._database.read() as db:
             return documents.queue(db, library, tenant)
 
+    def num_under_way(self) -> int:
+        """Return the documents of everyone that are neither ready nor failed."""
+        with self._database.read() as db:
+            return documents.num_under_way(db)
+
     # Replication.
 
     def changes_since(self, seq: int, limit: int = 256) -> oplog.Batch:

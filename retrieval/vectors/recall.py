@@ -94,10 +94,36 @@ class RecallEstimator:
             self._recalls.clear()
 
 
+class AskedQueries:
+    """The last queries of a version, to estimate and to tune with. Not thread-safe."""
+
+    def __init__(self, limit: int = 1000) -> None:
+        """Keep the last `limit`."""
+        self._queries: deque[np.ndarray] = deque(maxlen=limit)
+
+    def __len__(self) -> int:
+        return len(self._queries)
+
+    def add(self, queries_QD: np.ndarray) -> None:
+        """Note queries, float32[Q, D]; they are copied."""
+        self._queries.extend(queries_QD.copy())
+
+    def last(self, num_queries: int) -> np.ndarray | None:
+        """Return the newest `num_queries`, float32[Q, D]; None where there are fewer."""
+        if not 0 < num_queries <= len(self._queries):
+            return None
+        return np.stack(list(self._queries)[-num_queries:])
+
+
 def estimate_recall(
-    segments: VectorSegments, num_queries: int, floor: float, seed: int = 0, selection: Selected | None = None
+    segments: VectorSegments,
+    num_queries: int,
+    floor: float,
+    seed: int = 0,
+    selection: Selected | None = None,
+    queries_QD: np.ndarray | None = None,
 ) -> RecallEstimate:
-    """Return the recall@10 of searches as they are planned now, from live rows held out as queries.
+    """Return the recall@10 of searches as they are planned now, from queries or from live rows held out.
 
     Args:
         segments: What is searched.
@@ -105,7 +131,12 @@ def estimate_recall(
         floor: Recall below which the alarm rings.
         seed: Of the choice of rows.
         selection: Which rows may be found; None for every live one.
+        queries_QD: float32[Q, D] of queries to use in place of rows.
     """
+    if queries_QD is not None:
+        _, found_QK, _ = segments.search(queries_QD, K, selection)
+        _, truth_QK, _ = segments.search(queries_QD, K, selection, exact=True)
+        return _estimate(recalls_of(found_QK, truth_QK).tolist(), floor)
     rng = np.random.default_rng(seed)
     live = segments.live_positions()
     own_Q = np.sort(rng.choice(live, min(num_queries, len(live)), replace=False))

@@ -7,6 +7,7 @@ import time
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from graft.config import ServerConfig
 
@@ -46,10 +47,24 @@ def test_healthz_and_status(http):
     assert status["graphs"] == ["rag", "multi_hop"]
 
 
-def test_metrics_are_prometheus_text(http):
-    text = http.get("/metrics").text
-    assert "# TYPE" in text
-    assert "graft" in text
+def test_metrics_of_every_part_are_scraped(http):
+    def scraped() -> dict[str, float]:
+        families = text_string_to_metric_families(http.get("/metrics").text)
+        totals: dict[str, float] = {}
+        for sample in (sample for family in families for sample in family.samples):
+            totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
+        return totals
+
+    before = scraped()
+    assert before["graft_part_up"] == 2
+    assert before["graft_retrieval_shard_up"] >= 1
+    assert "graft_generator_prompt_tokens_total" in before
+    http.post("/v1/search", json={"requests": [{"query": "valve", "k": 3}]}).raise_for_status()
+    after = scraped()
+    assert after["graft_retrieval_searches_total"] >= before["graft_retrieval_searches_total"] + 1
+    assert after["graft_retrieval_rows"] > 0
+    for name in ("partial_results_total", "queued_searches", "ingest_queue", "delta_rows", "compactions"):
+        assert f"graft_retrieval_{name}" in after
 
 
 def test_ask_returns_the_documented_shape(http):

@@ -5,6 +5,7 @@ import pytest
 from agents.events import EVENT_TYPES, Cited, Retrieval, RunFinished
 from agents.state import Citation, RunResult
 from graft.errors import RemoteError
+from graft.index_cli import _show_segments
 from graft.wire import (
     STATUS,
     error_from_json,
@@ -16,6 +17,7 @@ from graft.wire import (
     status_of,
     to_json,
 )
+from retrieval.admin import RecallEstimate, SegmentReport
 from retrieval.errors import UnknownDocument
 from retrieval.types import Hit, Passage, SearchResult
 from serving.errors import GeneratorUnavailable, Overloaded
@@ -86,3 +88,11 @@ def test_status_of_a_subclass_is_its_parents():
 
     assert status_of(Gone("x")) == 404
     assert status_of(ValueError("x")) == 500
+
+
+@pytest.mark.parametrize("served", [None, RecallEstimate(0.91, 0.9, 0.92, 40, 0.95, True)])
+def test_a_segments_served_recall_comes_back_as_it_was_and_shows_in_the_table(served, capsys):
+    report = SegmentReport("s", "v", "ivf_pq", 9, 5, 4, 1, 0, 2**20, 0.96, 3, served)
+    assert from_json(SegmentReport, to_json(report)) == report
+    _show_segments([report], as_json=False)
+    assert ("ALARM" in capsys.readouterr().out) == (served is not None)
