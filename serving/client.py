@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 STOP_S = 10.0
 """Longest wait for an orderly stop; the actor is removed then."""
+_RESTART_POLL_S = 0.2
 SILENCE_S = 60.0
 """An actor that has not answered a poll for this long counts as lost; it answers idle ones in 10 s."""
 LOST = (
@@ -56,9 +57,16 @@ class ActorGenerator:
 
         Raises:
             ModelUnusable: The model cannot be served; the message says why.
-            GeneratorUnavailable: The actor died.
+            GeneratorUnavailable: The actor died, and Ray starts it no more.
         """
-        return await call(self.actor.ready.remote())
+        while True:
+            try:
+                return await call(self.actor.ready.remote())
+            except GeneratorUnavailable as error:
+                # Ray's word for an actor that it is about to start again; a dead one has another.
+                if not isinstance(error.__cause__, ActorUnavailableError):
+                    raise
+            await asyncio.sleep(_RESTART_POLL_S)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GeneratedChunk]:
         """Stream the output of one request; see `Generator.generate`.
