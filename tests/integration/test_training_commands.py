@@ -61,6 +61,24 @@ def test_a_job_is_started_listed_stopped_and_resumed(graft, tmp_path: Path):
     assert graft("jobs", "report", str(out)).strip() == str(out / "report.html")
 
 
+def test_a_job_runs_under_torchrun_on_two_ranks(tmp_path: Path):
+    encoder, reader = build_tiny_encoder(tmp_path / "encoder"), build_tiny_model(tmp_path / "reader")
+    config, out = tmp_path / "job.toml", tmp_path / "two"
+    config.write_text(job_toml(encoder, reader, write_lookup_set(tmp_path / "data.json"), out, steps=3))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "training", str(config), "--jobs", str(tmp_path / "jobs")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "job.json").read_text())["state"] == "succeeded"
+    [saved] = (out / "checkpoints").glob("step-3/manifest.json")
+    assert json.loads(saved.read_text())["world_size"] == 2
+
+
 def test_what_cannot_be_run_is_one_clear_line(graft, tmp_path: Path):
     config = tmp_path / "job.toml"
     config.write_text(

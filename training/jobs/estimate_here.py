@@ -11,12 +11,13 @@ import torch
 
 from training.calibration import calibrate
 from training.errors import ConfigError
-from training.estimate import GIB, Hardware, JointEstimator
+from training.estimate import Hardware, JointEstimator
 from training.jobs.job_config import load_job
 from training.jobs.job_data import read_sets
 from training.jobs.kinds import index_maker
 from training.jobs.memory_check import workload_of
 from training.joint.config import JointConfig
+from training.memory_estimate import GIB
 
 
 def estimate_here(config: Path, overrides: Sequence[str]) -> str:
@@ -46,5 +47,5 @@ def estimate_here(config: Path, overrides: Sequence[str]) -> str:
         per_node=torch.cuda.device_count() if on_gpu else 1,
         memory_gib=memory / GIB,
     )
-    found = JointEstimator(joint, workload_of(sets.train)).plan(calibration, hardware)
+    found = JointEstimator(joint, workload_of(joint, sets.train)).plan(calibration, hardware)
     return f"measured on {calibration.device}\n{found.told(joint)}"

@@ -156,6 +156,13 @@ class JobFolder:
             started_at=record.started_at,
         )
 
+    def has_ended(self) -> bool:
+        """Return whether the job has ended and its process, which tells of that last, is gone."""
+        record = self.record()
+        if record is None or record.host != socket.gethostname():
+            return record is None or record.state in ENDED
+        return not is_running(record.pid, record.process_started_s)
+
     @property
     def num_done(self) -> int:
         """Return the steps that the log of metrics tells of."""

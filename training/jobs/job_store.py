@@ -84,10 +84,10 @@ class LocalJobs:
             raise JobError(f"job {name!r} was not started in the background: its output went to its terminal")
         with path.open(encoding="utf-8", errors="replace") as file:
             while True:
-                status = folder.status()
+                is_over = not follow or folder.has_ended()
                 if text := file.read():
                     yield text
-                elif not follow or status is None or status.state in ENDED:
+                elif is_over:
                     return
                 else:
                     time.sleep(_POLL_S)

@@ -10,21 +10,26 @@ from typing import cast
 
 import psutil
 
-from training.estimate import GIB, JointEstimator, Workload
+from training.errors import ConfigError
 from training.jobs.job_config import JobConfig
 from training.jobs.job_data import JobSets
 from training.joint.config import JointConfig
+from training.memory_estimate import GIB, estimate_memory
+from training.run_shape import RunShape
 from training.types import TrainingSet
+from training.workload import Workload, measured_workload
 
 _log = logging.getLogger(__name__)
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def workload_of(train: TrainingSet) -> Workload:
-    """Return what a training set asks of memory."""
-    num_bytes = sum(len(passage.full_text) for passage in train.passages)
-    return Workload(num_passages=len(train.passages), text_bytes=num_bytes)
+def workload_of(config: JointConfig, train: TrainingSet) -> Workload:
+    """Return what a training set asks of memory and time; raises ConfigError for a missing model."""
+    try:
+        return measured_workload(config, train)
+    except FileNotFoundError as error:
+        raise ConfigError(f"a model of the run cannot be found: {error}") from error
 
 
 def check_memory(config: JobConfig, sets: JobSets, cluster: Mapping[str, float] | None = None) -> None:
@@ -44,7 +49,9 @@ def check_memory(config: JobConfig, sets: JobSets, cluster: Mapping[str, float] 
     ranks = config.ranks
     num_ranks = ranks.num_workers or int(os.environ.get("WORLD_SIZE", "1"))
     on_gpu = ranks.gpus > 0 if ranks.num_workers else _num_gpus() > 0
-    estimate = JointEstimator(cast(JointConfig, config.tables["joint"]), workload_of(sets.train)).memory(
+    joint = cast(JointConfig, config.tables["joint"])
+    estimate = estimate_memory(
+        RunShape(joint, workload_of(joint, sets.train)),
         num_ranks,
         ranks.sharding,
         device="cuda" if on_gpu else "cpu",

@@ -15,7 +15,7 @@ from tiny_model import build_tiny_model
 
 from training.calibration import OPERATORS, Calibration, Point, calibrate
 from training.errors import CheckpointError, DataMissingError, OutOfResources
-from training.estimate import GIB, Hardware, JointEstimator, Workload
+from training.estimate import Hardware, JointEstimator
 from training.index.schedule import RefreshConfig
 from training.joint.config import (
     EncoderConfig,
@@ -26,7 +26,11 @@ from training.joint.config import (
     ReaderConfig,
     SearchConfig,
 )
+from training.memory_estimate import GIB, estimate_memory
 from training.model_shape import ModelShape
+from training.run_shape import RunShape
+from training.types import TrainingPassage, TrainingQuestion, TrainingSet
+from training.workload import Lengths, Workload, measured_workload
 
 HIDDEN, MLP, LAYERS, VOCAB = 8, 16, 2, 50
 MATMUL = LAYERS * (4 * HIDDEN**2 + 2 * HIDDEN * MLP)
@@ -91,8 +95,7 @@ def test_sizes_of_real_files_are_those_of_the_loaded_model(build, tmp_path: Path
 
 
 def test_memory_of_a_rank_is_the_sum_of_its_parts(config: JointConfig):
-    estimator = JointEstimator(config, Workload(num_passages=1_000, text_bytes=500))
-    parts = estimator.memory(1).parts
+    parts = estimate_memory(RunShape(config, Workload(num_passages=1_000, text_bytes=500)), 1).parts
     assert parts["weights"] == 4 * 2 * PARAMS
     assert parts["gradients"] == 4 * 2 * PARAMS
     assert parts["optimizer"] == 8 * 2 * PARAMS
@@ -107,7 +110,7 @@ def test_memory_of_a_rank_is_the_sum_of_its_parts(config: JointConfig):
 
 def test_what_saves_memory_saves_it_where_it_should(config: JointConfig):
     def parts(config: JointConfig, *asked, **named) -> dict[str, float]:
-        return dict(JointEstimator(config, Workload(num_passages=1_000)).memory(*asked, **named).parts)
+        return dict(estimate_memory(RunShape(config, Workload(num_passages=1_000)), *asked, **named).parts)
 
     plain = parts(config, 4)
     shared = parts(config, 4, "fsdp2")
@@ -187,8 +190,9 @@ def test_as_few_devices_embed_as_finish_in_time(config: JointConfig):
 
 def test_weights_are_shared_only_where_they_do_not_fit(config: JointConfig):
     estimator = JointEstimator(config, Workload(num_passages=100))
-    whole = estimator.memory(4, device="cuda", holds_index=False).total
-    shared = estimator.memory(4, "fsdp2", device="cuda", holds_index=False).total
+    run = RunShape(config, Workload(num_passages=100))
+    whole = estimate_memory(run, 4, device="cuda", holds_index=False).total
+    shared = estimate_memory(run, 4, "fsdp2", device="cuda", holds_index=False).total
     assert shared < whole
 
     def planned(memory_bytes: float) -> str:
@@ -228,3 +232,52 @@ def test_a_calibration_measures_every_operator_and_is_kept(tmp_path: Path):
     (tmp_path / "bad.json").write_text('{"device": "x", "points": []}')
     with pytest.raises(CheckpointError, match="lacks encode"):
         Calibration.load(tmp_path / "bad.json")
+
+
+def test_time_follows_padding_and_memory_the_longest_text(config: JointConfig):
+    lengths = Lengths(tuple([5] * 50 + [15] * 50), longest=18)
+    assert lengths.mean == 10
+    assert lengths.padded(0.5) == 5
+    assert lengths.padded(31) == 15
+    fixed = {"num_passages": 1_000, "queries": Lengths.fixed(10), "rows": Lengths.fixed(100)}
+    mixed = Workload(**fixed, passages=lengths)
+    at_15, at_18 = (Workload(**fixed, passages=Lengths.fixed(tokens)) for tokens in (15, 18))
+
+    def refresh_s(workload: Workload) -> float:
+        return JointEstimator(config, workload).refresh_s(calibration(), 1)
+
+    assert refresh_s(mixed) == refresh_s(at_15)
+    assert estimate_memory(RunShape(config, mixed), 1) == estimate_memory(RunShape(config, at_18), 1)
+
+
+def test_a_passage_that_stands_twice_in_a_batch_is_encoded_once(config: JointConfig):
+    def seconds(num_passages: int) -> float:
+        estimator = JointEstimator(config, Workload(num_passages=num_passages))
+        return estimator.step_parts(calibration(), 1, Hardware(), "ddp")["retriever"]
+
+    forward = ModelShape.of(Path(config.encoder.model)).forward_flops
+    assert seconds(3) == pytest.approx((forward(8 * 10, 10) + forward(3 * 20, 20)) / 1e9)
+    assert seconds(32) == seconds(10_000)
+
+
+def test_lengths_are_those_of_the_runs_own_tokenizers(tmp_path: Path):
+    config = JointConfig(
+        encoder=EncoderConfig(model=str(build_tiny_encoder(tmp_path / "e")), max_passage_tokens=16),
+        reader=ReaderConfig(model=str(build_tiny_model(tmp_path / "r")), max_passage_tokens=16),
+    )
+    texts = ["one", "one two", "word " * 50]
+    train = TrainingSet(
+        "x",
+        tuple(TrainingPassage(f"p{i}", text) for i, text in enumerate(texts)),
+        tuple(TrainingQuestion(f"q{i}", "who?", answers=("a",)) for i in range(3)),
+    )
+    found = measured_workload(config, train)
+    assert (found.num_passages, found.text_bytes) == (3, sum(map(len, texts)))
+    assert found.passages == Lengths((3, 4, 16), 16)  # with the marks around; cut at the limit
+    assert found.queries == Lengths((4, 4, 4), 4)
+    from training.joint.reader_tower import ReaderTower
+
+    rows = ReaderTower(config.reader, torch.device("cpu")).rows
+    longest = rows.row(train.questions[0], [train.passages[2]], 1)
+    assert found.rows is not None
+    assert found.rows.longest == longest.num_tokens

@@ -16,6 +16,8 @@ from training.errors import ConfigError, DataError, JobError, OutOfResources
 from training.jobs import JobOutcome, JobText, LocalJobs, run_job
 from training.jobs.job_folder import JobFolder, JobRecord
 
+ROOT = Path(__file__).resolve().parents[4]
+
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> LocalJobs:
@@ -127,6 +129,22 @@ def test_failures_are_kept_with_the_job(job_text: str, jobs: LocalJobs, lookup_f
         jobs.status("walk")
     with pytest.raises(ConfigError, match="kind must be one of"):
         run("", jobs)
+
+
+def test_the_configuration_for_a_cpu_runs_as_it_is_shipped(
+    jobs: LocalJobs, tmp_path: Path, lookup_file: Path, tiny_models: tuple[Path, Path]
+):
+    text = (ROOT / "training" / "configs" / "joint-cpu.toml").read_text(encoding="utf-8")
+    outcome = run(
+        text,
+        jobs,
+        f"out={tmp_path / 'cpu'}",
+        f"data.train.path={lookup_file}",
+        f"joint.reader.model={tiny_models[1]}",
+        "joint.optim.steps=2",
+        "joint.optim.warmup_steps=1",
+    )
+    assert outcome == JobOutcome("succeeded", 2, "2 steps done")
 
 
 def test_mined_negatives_are_trained_on(job_text: str, jobs: LocalJobs, tmp_path: Path, lookup_file: Path):
