@@ -1,9 +1,9 @@
 """A toy task that only a search can solve, and a tiny policy that half knows how.
 
 24 facts with invented names ("The color of Zorp is jade.") are records of a real index, searched by words.
-Half of their questions are trained on, the others are held out; values are drawn at random, so that nothing
-in a name tells them. The policy is a Qwen3 of two layers, warmed up on loops of which some search and copy
-and the others guess. Left to learn is to look before answering, and to copy without slips.
+Two thirds of their questions are trained on, the others are held out; values are drawn at random, so that
+nothing in a name tells them. The policy is a Qwen3 of two layers, warmed up on loops of which some search and
+copy and the others guess. Left to learn is to look before answering, and to copy without slips.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def facts(seed: int) -> list[Fact]:
 def split(everything: Sequence[Fact]) -> tuple[list[TrainingQuestion], list[TrainingQuestion]]:
     """Return the questions trained on and those held out."""
     questions = [fact.question for fact in everything]
-    return questions[::2], questions[1::2]
+    held_out = questions[::3]
+    return [one for one in questions if one not in held_out], held_out
 
 
 @asynccontextmanager

@@ -4,10 +4,9 @@ Run: `python -m benchmarks.training_grpo [--quick] [--seeds N]`. Task and policy
 `benchmarks.lookup_task`: a real index searched by words in this process, the served search loop as
 environment, transformers generation on the CPU. One policy, warmed up once, is where every run starts; a seed
 decides facts, split, order and sampling. `mask_on` leaves what a search showed out of the loss, `mask_off`
-learns it like the model's own words.
-`reward_start` and `reward_end` are means over held-out questions, sampled at the training temperature, four
-rollouts each; a seed rises when its reward ends at least `RISE` above where it began. `runs` holds the seeds'
-own figures.
+learns it like the model's own words. `reward_start` and `reward_end` are means over held-out questions,
+sampled at the training temperature, 16 rollouts each; a seed rises when its reward ends at least `RISE`
+above where it began. `runs` holds the seeds' own figures.
 
 `--quick` runs one seed with fewer steps and keeps nothing. A full run takes about five minutes of one core.
 """
@@ -41,7 +40,7 @@ ARMS = {"mask_on": True, "mask_off": False}
 RISE = 0.1
 """Reward a seed must gain to count; the most there is to earn is 1.4."""
 TARGET_RISING = 4
-ROLLOUTS_PER_QUESTION = 4
+ROLLOUTS_PER_QUESTION = 16
 ROLLOUT = RolloutSettings(
     limits=LIMITS, max_turn_tokens=12, max_completion_tokens=160, num_candidates=4, mode="lexical"
 )
@@ -108,7 +107,7 @@ def trained(
     """Return a run of one arm."""
     config = grpo.GrpoConfig(
         policy=PolicySettings(folder=start),
-        train=TrainSettings(steps=steps, batch_size=64, lr=1e-3, warmup_steps=3, seed=seed),
+        train=TrainSettings(steps=steps, batch_size=64, lr=5e-4, warmup_steps=3, seed=seed),
         rollout=ROLLOUT,
         reward=WEIGHTS,
         alarms=AlarmSettings(patience=10),
