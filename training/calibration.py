@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Literal
@@ -113,8 +113,11 @@ def _fitted(points: Sequence[Point]) -> OperatorCost:
 def calibrate(config: JointConfig, device: torch.device, *, sizes: tuple[int, int] = (4, 16)) -> Calibration:
     """Return measured points of a configuration's own models on a device; takes some seconds.
 
+    All weights are trained and all activations kept, whatever the configuration: estimates know what adapters
+    and checkpointing change, and one calibration serves all of them.
+
     Args:
-        config: Models, lengths, precision and adapters.
+        config: Models, lengths and precision.
         device: Where a rank computes.
         sizes: Rows of the two batches that each operator is measured at.
 
@@ -131,7 +134,7 @@ def calibrate(config: JointConfig, device: torch.device, *, sizes: tuple[int, in
 
     timed = _Timer(device)
     points: list[Point] = []
-    encoder = EncoderTower(config.encoder, "blocking", device)
+    encoder = EncoderTower(replace(config.encoder, lora=None, checkpointing=False), "blocking", device)
     shape = ModelShape.of(model_folder(config.encoder.model))
     length = config.encoder.max_passage_tokens
     precision = torch.autocast(device.type, torch.bfloat16, enabled=config.optim.dtype == "bfloat16")
@@ -151,7 +154,8 @@ def calibrate(config: JointConfig, device: torch.device, *, sizes: tuple[int, in
 
         points += [Point("encode", work, timed(encode)), Point("encoder_train", work, timed(train))]
     if config.reader.model and config.reader.form != "none":
-        reader = ReaderTower(config.reader, device)
+        whole = replace(config.reader, lora=None, checkpointing=False, frozen=False)
+        reader = ReaderTower(whole, device)
         shape = ModelShape.of(model_folder(config.reader.model))
         passage = TrainingPassage("p", _WORD * config.reader.max_passage_tokens)
         question = TrainingQuestion("q", _WORD * 8, answers=(_WORD * 4,))
@@ -170,7 +174,7 @@ def calibrate(config: JointConfig, device: torch.device, *, sizes: tuple[int, in
                 reader.zero_grad()
 
             points.append(Point("reader", work, timed(ask)))
-            points.append(Point("reader_train", work, timed(learn if not config.reader.frozen else ask)))
+            points.append(Point("reader_train", work, timed(learn)))
     else:
         points += [Point("reader", 1.0, 1e-9), Point("reader_train", 1.0, 1e-9)]
     return Calibration(timed.device_name, (*points, *_machine_points(timed, encoder.dim, device)))

@@ -122,17 +122,17 @@ class JointEstimator:
                 2.0 * questions * self._run.workload.num_passages * self._run.encoder.hidden_dim, parts
             ),
         }
-        checkpointing = 4 / 3 if config.encoder.checkpointing else 1.0
+        share = train_share(config.encoder.lora is not None, config.encoder.checkpointing)
         if trains_encoder and self._run.teaches:
             with_gradients = learnt + (passages if self._run.trains_passages else 0.0)
-            seconds["retriever"] = train.seconds(checkpointing * with_gradients, 2 * parts)
+            seconds["retriever"] = train.seconds(share * with_gradients, 2 * parts)
             if not self._run.trains_passages:
                 seconds["retriever"] += encode.seconds(passages, parts)
         if trains_encoder and config.loss.contrastive_weight > 0:
             width = 1 + config.loss.contrastive_negatives
             rows = learnt + self._run.encoded_flops(questions * width, self._run.passages, width)
-            again = 4 / 3 if config.loss.contrastive_cache_rows else checkpointing
-            seconds["contrastive"] = train.seconds(again * rows, 1 + width)
+            again = train_share(config.encoder.lora is not None, config.loss.contrastive_cache_rows > 0)
+            seconds["contrastive"] = train.seconds(max(again, share) * rows, 1 + width)
         if self._run.reader is not None:
             seconds["reader"] = self._reader_s(self._run.reader, calibration, questions)
         seconds["optimizer"] = costs["optimizer"].seconds(float(sum(self._run.num_trained)), 1)
@@ -208,8 +208,7 @@ class JointEstimator:
         if config.reader.frozen:
             seconds = ask.seconds(forward, parts)
         else:
-            # An adapter needs no gradients of the weights under it: 4 instead of 6 operations a weight.
-            share = (2 / 3 if config.reader.lora else 1.0) + (1 / 3 if config.reader.checkpointing else 0.0)
+            share = train_share(config.reader.lora is not None, config.reader.checkpointing)
             seconds = train.seconds(share * forward, parts)
         more = 0.0
         if config.loss.two_pass:
@@ -232,3 +231,12 @@ class JointEstimator:
         if sharding == "fsdp2":
             moved = 2 * by_encoder + 2 * self._run.num_weights[1] + by_reader
         return 4.0 * moved * (num_ranks - 1) / num_ranks / rate
+
+
+def train_share(has_lora: bool, computes_again: bool) -> float:
+    """Return what a training pass takes of one that moves all weights and keeps all activations.
+
+    Forward, gradients of activations and gradients of weights take two operations a weight each: an adapter
+    leaves out the last, checkpointing and GradCache do the first again.
+    """
+    return (2 / 3 if has_lora else 1.0) + (1 / 3 if computes_again else 0.0)

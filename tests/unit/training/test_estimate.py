@@ -158,6 +158,12 @@ def test_variants_cost_what_they_add(config: JointConfig):
     assert two["reader"] == pytest.approx(2 * plain["reader"])
     null = seconds(replace(config, loss=replace(config.loss, null_passage=True)))
     assert null["reader"] == pytest.approx(1.25 * plain["reader"])
+    lora = LoraConfig(rank=1)
+    for tower, operator in (("reader", "reader"), ("encoder", "retriever")):
+        adapted = replace(getattr(config, tower), lora=lora)
+        assert seconds(replace(config, **{tower: adapted}))[operator] == pytest.approx(
+            2 / 3 * plain[operator]
+        )
     saving = replace(config.reader, checkpointing=True)
     assert seconds(replace(config, reader=saving))["reader"] == pytest.approx(4 / 3 * plain["reader"])
     query_side = seconds(replace(config, refresh=RefreshConfig(mode="query_side")))
