@@ -58,7 +58,7 @@ class Form:
         await self.store.delete(document_id_of("default", "default", name), tenant="default")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def graph_actors(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RetrievalConfig]:
     import ray
 
