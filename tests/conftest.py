@@ -31,7 +31,7 @@ def ray_session() -> Iterator[None]:
     import ray
 
     ray.init(
-        num_cpus=12,  # Logical: actors of several fixtures live at once, and Ray Data needs some besides.
+        num_cpus=16,  # Logical: actors of several fixtures live at once, and Ray Data needs some besides.
         include_dashboard=False,
         namespace="graft",
         log_to_driver=False,
