@@ -112,7 +112,7 @@ def test_a_job_that_was_stopped_and_whose_rank_was_killed_ends_with_the_same_byt
 
 
 def test_what_a_restart_would_repeat_ends_the_job_at_once(start: Start, runs: Path):
-    with pytest.raises(OutOfResources, match="CPU: 1003 asked, 8 there, 995 missing"):
+    with pytest.raises(OutOfResources, match=r"CPU: 1003 asked, \d+ there, \d+ missing"):
         start("big", "ranks.num_workers=1001")
     with pytest.raises(DataError, match=r"fewer than search\.k=300"):
         start("few", "ranks.num_workers=1", "joint.search.k=300")
