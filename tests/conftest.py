@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
+import signal
 import socket
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,32 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
+# A shell that starts the tests in the background has Ctrl-C ignored, by them and by all they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 DATA = Path(os.environ.get("GRAFT_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """End the run where a test hangs on after its time limit, which pytest-timeout raises only once."""
+    marker = item.get_closest_marker("timeout")
+    limit_s = float(marker.args[0] if marker else item.config.getini("timeout"))
+    last_resort = threading.Timer(2 * limit_s, _end_the_run, [item])
+    last_resort.daemon = True
+    last_resort.start()
+    try:
+        return (yield)
+    finally:
+        last_resort.cancel()
+
+
+def _end_the_run(item: pytest.Item) -> None:
+    item.config.pluginmanager.getplugin("capturemanager").suspend_global_capture(in_=True)
+    sys.stdout.flush()
+    print(f"\n{item.nodeid} did not end at twice its time limit", file=sys.stderr, flush=True)
+    faulthandler.dump_traceback(sys.stderr)
+    os._exit(1)
 
 
 @pytest.fixture(scope="session")

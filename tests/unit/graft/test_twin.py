@@ -57,6 +57,7 @@ class Twin:
 def twin():
     with start_blocking_portal() as portal:
         yield Twin(Core(), portal)
+        portal.start_task_soon(portal.stop, True)  # Cancels what a failed test left waiting.
 
 
 def test_sync_call_returns_and_raises(twin):
@@ -68,7 +69,7 @@ def test_sync_call_returns_and_raises(twin):
 def test_ctrl_c_ends_the_call_in_the_core_before_it_is_raised(twin):
     def press() -> None:
         twin._core.begun.wait(10)
-        signal.raise_signal(signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     pressing = threading.Thread(target=press)
     pressing.start()
