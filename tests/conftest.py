@@ -42,7 +42,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def _end_the_run(item: pytest.Item) -> None:
     item.config.pluginmanager.getplugin("capturemanager").suspend_global_capture(in_=True)
     sys.stdout.flush()
-    print(f"\n{item.nodeid} did not end at twice its time limit", file=sys.stderr, flush=True)
+    sys.stderr.write(f"\n{item.nodeid} did not end at twice its time limit\n")
+    sys.stderr.flush()
     faulthandler.dump_traceback(sys.stderr)
     os._exit(1)
 
