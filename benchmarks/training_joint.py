@@ -2,12 +2,12 @@
 
 Run: `python -m benchmarks.training_joint [--quick] [--data DIR] [--seeds N] [--arms ARM ...]`
 
-Arms, each from the same weights, over the same questions in the same order, judged on the same held-out
-articles of SQuAD 2.0 (`dev`, never trained on): `frozen` trains the reader alone; `query_side` the query
-tower too; `contrastive` both towers on labels alone; `blocking` and `async` everything, with the index
-refreshed at once or a few steps late. The tower is the packaged embedder cut to its first layers, the reader
-`graft-mini`: small enough for two cores, so what is read off is the difference between arms, not a level
-anyone would ship.
+Arms, each from the same weights, over the same questions in the same order, judged on questions about
+held-out countries (`profile_questions`; the facts of all countries are searched): `frozen` trains the reader
+alone; `query_side` the query tower too; `contrastive` both towers on labels alone; `blocking` and `async`
+everything, with the index refreshed at once or a few steps late. The tower is the packaged embedder cut to
+its first layers, the reader `graft-mini`: small enough for two cores, so what is read off is the difference
+between arms, not a level anyone would ship.
 
 A figure is the mean over seeds and questions of an arm minus `frozen`; its interval is a paired bootstrap
 over questions, each question's difference averaged over seeds first.
@@ -24,9 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.profile_questions import read_profiles
 from benchmarks.report import Report
 from benchmarks.training_models import READER, cut_encoder
-from training.data import LeakageGuard, read_set
+from training.data import split_by_group
 from training.index.schedule import RefreshConfig
 from training.joint.config import (
     CheckpointConfig,
@@ -44,6 +45,7 @@ from training.joint.run import run_joint
 from training.types import TrainingSet
 
 ARMS = ("frozen", "contrastive", "query_side", "blocking", "async")
+NUM_COUNTRIES = 150
 _BOOTSTRAPS = 10_000
 
 
@@ -74,9 +76,9 @@ def arm_config(arm: str, encoder: Path, seed: int, steps: int, max_questions: in
     )
 
 
-def with_answers(data: TrainingSet) -> TrainingSet:
-    """Return a set without its unanswerable questions: no passage can be judged by them."""
-    return replace(data, questions=[one for one in data.questions if one.answers])
+def profiles(data: Path) -> tuple[TrainingSet, TrainingSet]:
+    """Return what is trained on and what is held out, by country."""
+    return split_by_group(read_profiles(data / "factbook", NUM_COUNTRIES), dev_share=0.3, seed=0)
 
 
 def interval(differences_Q: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -126,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with squad2")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with factbook")
     parser.add_argument("--quick", action="store_true", help="one seed, few steps; keeps nothing")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each arm")
     parser.add_argument("--steps", type=int, default=80, help="optimizer steps of a run")
@@ -134,12 +136,9 @@ def main() -> None:
     options = parser.parse_args()
     seeds, steps, max_questions = (1, 6, 40) if options.quick else (options.seeds, options.steps, 300)
     report = Report("training_joint", quick=options.quick)
-    squad = options.data / "squad2"
-    held_out = with_answers(read_set("squad", squad / "dev.json.xz"))
-    data = with_answers(read_set("squad", squad / "train.json.xz"))
-    data, leaks = LeakageGuard([held_out]).clean(data)
+    data, held_out = profiles(options.data)
     report.add("data", "questions", len(data.questions), "questions", passages=len(data.passages))
-    report.add("data", "leaked", len(leaks.equal) + len(leaks.near), "questions")
+    report.add("data", "held_out", len(held_out.questions), "questions", passages=len(held_out.passages))
     reports: dict[str, list[EvaluationReport]] = {arm: [] for arm in options.arms}
     with tempfile.TemporaryDirectory() as home, torchrun_ranks() as ranks:
         encoder = cut_encoder(Path(home) / "encoder", 2)

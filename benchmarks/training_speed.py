@@ -4,7 +4,8 @@ Run: `python -m benchmarks.training_speed [--quick] [--rounds N]`
 
 Arms, interleaved A B B A in one process, each a ratio of medians of step times:
 `contrastive_vs_st`: our contrastive step over `SentenceTransformerTrainer`'s, the same model, texts and batch
-(samples/s, ours over theirs). `shared_vs_two_pass`: a joint step whose teacher is the training forward, over
+(samples/s, ours over theirs). `sft_vs_trl`: our supervised job over TRL's `SFTTrainer` that prepares the same
+texts itself (tokens/s). `shared_vs_two_pass`: a joint step whose teacher is the training forward, over
 one with a second pass (speed). `gradcache`: the contrastive step through GradCache over the plain one
 (slowdown). `refresh`: seconds the trainer loses to an index refreshed beside it over those of a blocking one.
 """
@@ -14,16 +15,18 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import TrainerCallback
 
 from benchmarks.report import Report
 from benchmarks.training_models import READER, cut_encoder
 from benchmarks.training_resume_victim import facts
+from serving.prompt import PromptPassage
 from training.index.schedule import RefreshConfig
 from training.joint.config import (
     CheckpointConfig,
@@ -37,6 +40,12 @@ from training.joint.config import (
 from training.joint.parallel import torchrun_ranks
 from training.joint.run import run_joint
 from training.joint.trainer import Watch
+from training.preference.examples import CitedAnswer
+from training.preference.policy import load_policy
+from training.preference.settings import PolicySettings, TrainSettings
+from training.preference.sft import SftConfig
+from training.preference.sft import run as run_sft
+from training.preference.trl_names import SFTConfig, SFTTrainer
 from training.types import TrainingSet
 
 
@@ -75,6 +84,23 @@ def seconds(config: JointConfig, data: TrainingSet, key: str = "time/learn_s") -
     return times[2:]
 
 
+class StepClock(TrainerCallback):
+    """Notes how long a transformers trainer's steps take."""
+
+    def __init__(self) -> None:
+        """Start without a step."""
+        self.times: list[float] = []
+        self._began = 0.0
+
+    def on_step_begin(self, *_: object, **__: object) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        """Stop it."""
+        self.times.append(time.perf_counter() - self._began)
+
+
 def st_seconds(encoder: Path, data: TrainingSet, steps: int) -> list[float]:
     """Return what each step of sentence-transformers' own trainer took, the first two left out."""
     from datasets import Dataset
@@ -84,21 +110,6 @@ def st_seconds(encoder: Path, data: TrainingSet, steps: int) -> list[float]:
         SentenceTransformerTrainingArguments,
     )
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-    from transformers import TrainerCallback
-
-    class Clock(TrainerCallback):
-        """Notes when steps begin and end."""
-
-        def __init__(self) -> None:
-            self.times: list[float] = []
-
-        def on_step_begin(self, *_: object, **__: object) -> None:
-            """Start the clock."""
-            self.began = time.perf_counter()
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            """Stop it."""
-            self.times.append(time.perf_counter() - self.began)
 
     model = SentenceTransformer(str(encoder), device="cpu")
     model.max_seq_length = 64
@@ -108,7 +119,7 @@ def st_seconds(encoder: Path, data: TrainingSet, steps: int) -> list[float]:
             "positive": [passage.full_text for passage in data.passages],
         }
     )
-    clock = Clock()
+    clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:
         SentenceTransformerTrainer(
             model=model,
@@ -124,6 +135,63 @@ def st_seconds(encoder: Path, data: TrainingSet, steps: int) -> list[float]:
             ),
             train_dataset=rows,
             loss=MultipleNegativesRankingLoss(model),
+            callbacks=[clock],
+        ).train()
+    return clock.times[2:]
+
+
+def cited_answers(data: TrainingSet) -> list[CitedAnswer]:
+    """Return every question with four passages, the right one first, and a cited answer."""
+    passages = data.passages
+    return [
+        CitedAnswer(
+            question.text,
+            tuple(
+                PromptPassage(f"lakes/{n % len(passages)}", "Lakes", passages[n % len(passages)].text)
+                for n in range(row, row + 4)
+            ),
+            f"It is {question.answers[0]} feet deep [1].",
+        )
+        for row, question in enumerate(data.questions)
+    ]
+
+
+def sft_settings(steps: int) -> TrainSettings:
+    """Return the settings of both supervised runs."""
+    return TrainSettings(steps=steps, batch_size=16, lr=1e-5)
+
+
+def sft_seconds(examples: Sequence[CitedAnswer], steps: int) -> list[float]:
+    """Return what each step of our supervised job took, the first two left out."""
+    clock = StepClock()
+    settings = SftConfig(policy=PolicySettings(folder=READER), train=sft_settings(steps))
+    with tempfile.TemporaryDirectory() as folder:
+        run_sft(settings, examples, Path(folder) / "job", callbacks=[clock])
+    return clock.times[2:]
+
+
+def trl_seconds(examples: Sequence[CitedAnswer], steps: int) -> list[float]:
+    """Return what each step of TRL's trainer took on the same texts, prepared by TRL itself."""
+    from datasets import Dataset
+
+    policy = load_policy(PolicySettings(folder=READER))
+    tokenizer = policy.hf_tokenizer
+    rows = Dataset.from_list(
+        [
+            {
+                "prompt": tokenizer.decode(example.prompt_ids(policy.tokenizer)),
+                "completion": f" {example.answer}",
+            }
+            for example in examples
+        ]
+    )
+    clock = StepClock()
+    with tempfile.TemporaryDirectory() as folder:
+        SFTTrainer(
+            model=policy.model,
+            args=SFTConfig(**sft_settings(steps).arguments(Path(folder), PolicySettings(folder=READER))),
+            train_dataset=rows,
+            processing_class=tokenizer,
             callbacks=[clock],
         ).train()
     return clock.times[2:]
@@ -165,6 +233,13 @@ def main() -> None:
                 rounds, lambda: seconds(ours, data, "time/step_s"), lambda: st_seconds(encoder, data, steps)
             ),
             target=1.0,
+            better="higher",
+        )
+        examples = cited_answers(data)
+        add(
+            "sft_vs_trl",
+            ratio(rounds, lambda: sft_seconds(examples, steps), lambda: trl_seconds(examples, steps)),
+            target=0.95,
             better="higher",
         )
         cached = contrastive_config(encoder, steps, 8)

@@ -22,9 +22,8 @@ import numpy as np
 
 from benchmarks.report import Report
 from benchmarks.staleness_campaign import CampaignConfig, run_campaign
-from benchmarks.training_joint import arm_config, exact, found, with_answers
+from benchmarks.training_joint import arm_config, exact, found, profiles
 from benchmarks.training_models import cut_encoder
-from training.data import LeakageGuard, read_set
 from training.index.schedule import RefreshConfig
 from training.joint.evaluate import EvaluationReport
 from training.joint.parallel import torchrun_ranks
@@ -62,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with squad2")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with factbook")
     parser.add_argument("--quick", action="store_true", help="few steps, two arms; keeps nothing")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each arm")
     parser.add_argument("--steps", type=int, default=120, help="optimizer steps of a run")
@@ -71,9 +70,7 @@ def main() -> None:
     names = ("s_max_1", "never") if options.quick else tuple(INTERVALS)
     report = Report("training_staleness", quick=options.quick)
     measure_bound(report, 500 if options.quick else 10_000)
-    squad = options.data / "squad2"
-    held_out = with_answers(read_set("squad", squad / "dev.json.xz"))
-    data, _ = LeakageGuard([held_out]).clean(with_answers(read_set("squad", squad / "train.json.xz")))
+    data, held_out = profiles(options.data)
     with tempfile.TemporaryDirectory() as home, torchrun_ranks() as ranks:
         encoder = cut_encoder(Path(home) / "encoder", 2)
         runs: dict[str, list[EvaluationReport]] = {}
