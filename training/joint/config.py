@@ -190,8 +190,8 @@ class OptimConfig:
     """What follows the warm-up."""
     clip: float = 1.0
     """Largest gradient norm of each tower."""
-    kind: Literal["adamw", "adamw_8bit"] = "adamw"
-    """AdamW with states of 32 bits, or of 8."""
+    kind: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
+    """AdamW with states of 32 bits, or of 8; Adafactor keeps sums over rows and columns in their place."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass; weights and losses stay float32."""
 

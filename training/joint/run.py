@@ -112,6 +112,10 @@ def run_joint(
     ranks = ranks or Ranks()
     if sharding == "fsdp2" and config.evaluation.generate and held_out is not None:
         raise ConfigError("a reader shared by FSDP2 does not generate: set evaluation.generate=false")
+    if sharding == "fsdp2" and config.optim.kind == "adafactor":
+        raise ConfigError(
+            "optim.kind='adafactor' sums over whole rows, which FSDP2 cuts: use ddp or another kind"
+        )
     if not data.passages or not data.questions:
         raise DataError(
             f"training set {data.name!r} has {len(data.passages):,} passages and {len(data.questions):,} "
