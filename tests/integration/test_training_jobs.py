@@ -111,6 +111,22 @@ def test_a_job_that_was_stopped_and_whose_rank_was_killed_ends_with_the_same_byt
     assert lines(folder, "evaluations") == lines(one_rank, "evaluations")
 
 
+def test_a_killed_rank_goes_on_from_its_copy_in_memory(start: Start, runs: Path, one_rank: Path):
+    folder, before = runs / "copied", []
+
+    def kill() -> None:
+        before.extend(lines(folder, "timings"))
+        kill_rank()
+
+    thread = when_done(folder, 5, kill)
+    never_on_disk = ("joint.checkpoint.every_steps=1000", "joint.checkpoint.memory_every_steps=1")
+    assert start("copied", "ranks.num_workers=1", *never_on_disk).state == "succeeded"
+    thread.join(timeout=10)
+    # Steps before the copy were not done again: each has the time that it took then.
+    assert lines(folder, "timings")[:3] == before[:3]
+    assert lines(folder) == lines(one_rank)
+
+
 def test_what_a_restart_would_repeat_ends_the_job_at_once(start: Start, runs: Path):
     with pytest.raises(OutOfResources, match=r"CPU: 1003 asked, \d+ there, \d+ missing"):
         start("big", "ranks.num_workers=1001")

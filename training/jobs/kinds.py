@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from training.checkpoints.peer_memory import Peers
 from training.errors import ConfigError, DataError
 from training.jobs.feedback_rows import feedback_rows
 from training.jobs.job_config import JobConfig
@@ -52,6 +53,8 @@ class KindRun:
     """The outside."""
     index: IndexParts | None = None
     """joint: shards and encoders elsewhere; None keeps both in this process."""
+    peers: Peers | None = None
+    """joint: holders of copies in memory; None where every process ends with the run."""
 
 
 def run_kind(config: JobConfig, run: KindRun) -> KindOutcome:
@@ -84,6 +87,7 @@ def _joint(config: JobConfig, run: KindRun) -> KindOutcome:
         watch=run.watch,
         index=run.index,
         sharding=config.ranks.sharding,
+        peers=run.peers,
     )
     return KindOutcome(result.steps, result.is_complete)
 

@@ -16,6 +16,8 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from training.checkpoints.peer_memory import Peers
+from training.checkpoints.ray_holders import RayHolder, start_ray_holders
 from training.errors import (
     CheckpointError,
     ConfigError,
@@ -102,19 +104,19 @@ def run_on_ray(config: JobConfig, sets: JobSets) -> KindOutcome:
         there = ray.cluster_resources()
         check_cluster(config, there)
         check_memory(config, sets, there)
-        shards = _start_shards(config, sets)
+        shards, holders = _start_shards(config, sets), _start_holders(config)
         try:
             with stop_on_signals(JobFolder(config.out).stop_file):
                 while True:
-                    end = _fit(config, shards)
+                    end = _fit(config, shards, holders)
                     if end.error is not None:
                         raise end.error
                     if end.outcome is None or not end.is_preempted:
                         break
                     _log.warning("a node is taken away after step %d: starting elsewhere", end.outcome.steps)
         finally:
-            for shard in shards:
-                shard.close()
+            for actor in (*shards, *holders):
+                actor.close()
     if end.outcome is None:
         raise JobError(f"the workers of job {config.name!r} ended without a result; see the logs of Ray")
     return end.outcome
@@ -180,11 +182,18 @@ def _start_shards(config: JobConfig, sets: JobSets) -> list[RayShard]:
     )
 
 
-def _fit(config: JobConfig, shards: list[RayShard]) -> _RankEnd:
+def _start_holders(config: JobConfig) -> list[RayHolder]:
+    """Start the holders of copies before the ranks, so that they outlive them."""
+    if config.kind != "joint" or not config.tables["joint"].checkpoint.memory_every_steps:
+        return []
+    return start_ray_holders()
+
+
+def _fit(config: JobConfig, shards: list[RayShard], holders: list[RayHolder]) -> _RankEnd:
     ranks = config.ranks
     trainer = TorchTrainer(
         train_rank,
-        train_loop_config={"config": config, "shards": shards, "cwd": os.getcwd()},
+        train_loop_config={"config": config, "shards": shards, "holders": holders, "cwd": os.getcwd()},
         torch_config=TorchConfig(
             backend="cpu:gloo,cuda:nccl" if ranks.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
         ),
@@ -235,7 +244,10 @@ def train_rank(arguments: dict[str, Any]) -> _RankEnd:
             if config.kind == "joint" and ranks.is_first:
                 pool = _encoder_pool(config, sets)
             index = IndexParts(tuple(shards), pool) if config.kind == "joint" else None
-            outcome = run_kind(config, KindRun(sets, ranks, Watch(told.on_step, told.should_stop), index))
+            holders = cast("list[RayHolder]", arguments["holders"])
+            peers = Peers(tuple(holders), ray.get_runtime_context().get_node_id()) if holders else None
+            watch = Watch(told.on_step, told.should_stop)
+            outcome = run_kind(config, KindRun(sets, ranks, watch, index, peers))
         except _FINAL as error:
             return _RankEnd(None, error)
         finally:

@@ -190,8 +190,8 @@ class OptimConfig:
     """What follows the warm-up."""
     clip: float = 1.0
     """Largest gradient norm of each tower."""
-    kind: Literal["adamw", "adamw_8bit"] = "adamw"
-    """AdamW with states of 32 bits, or of 8."""
+    kind: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
+    """AdamW with states of 32 bits, or of 8; Adafactor keeps sums over rows and columns in their place."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass; weights and losses stay float32."""
 
@@ -220,6 +220,8 @@ class CheckpointConfig:
     """Newest checkpoints kept, at least 1; the best by the evaluation is kept besides."""
     asynchronous: bool = True
     """Whether files are written while the next steps run; the state is copied first."""
+    memory_every_steps: int = 0
+    """Steps between copies in the memory of Ray actors on the ranks' nodes, for restarts; 0 keeps none."""
 
     def __post_init__(self) -> None:
         """Refuse numbers out of bounds; raises ConfigError."""
@@ -227,6 +229,7 @@ class CheckpointConfig:
             "checkpoint",
             every_steps=(self.every_steps, 1, 1e9),
             keep=(self.keep, 1, 1000),
+            memory_every_steps=(self.memory_every_steps, 0, 1e9),
         )
 
 

@@ -82,6 +82,8 @@ def _make(config: OptimConfig, groups: Iterable[dict], lr: float) -> torch.optim
     betas = (0.9, 0.999)
     if config.kind == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    if config.kind == "adafactor":
+        return torch.optim.Adafactor(groups, lr=lr)
     try:
         from bitsandbytes.optim.adamw import AdamW8bit  # pyright: ignore[reportMissingImports]
     except ImportError as error:

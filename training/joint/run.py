@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from training.candidate import write_candidate
+from training.checkpoints.peer_memory import PeerMemory, Peers
 from training.checkpoints.run_checkpoints import RunCheckpoints
 from training.data import fingerprint as data_fingerprint
 from training.errors import ConfigError, DataError
@@ -88,6 +89,7 @@ def run_joint(
     watch: Watch | None = None,
     index: IndexParts | None = None,
     sharding: Sharding = "ddp",
+    peers: Peers | None = None,
 ) -> RunResult:
     """Run, or go on with, the joint training of a folder; call it within an initialised process group.
 
@@ -102,6 +104,7 @@ def run_joint(
         index: Shards and encoders elsewhere; None keeps both in this process.
         sharding: Whether every rank holds the whole reader, or FSDP2 shares it; the retriever is small and
             always whole.
+        peers: Holders of copies in memory, which `checkpoint.memory_every_steps` asks for.
 
     Raises:
         TrainingError: See `JointTrainer.run` and the towers; nothing that was saved is touched.
@@ -109,10 +112,19 @@ def run_joint(
     ranks = ranks or Ranks()
     if sharding == "fsdp2" and config.evaluation.generate and held_out is not None:
         raise ConfigError("a reader shared by FSDP2 does not generate: set evaluation.generate=false")
+    if sharding == "fsdp2" and config.optim.kind == "adafactor":
+        raise ConfigError(
+            "optim.kind='adafactor' sums over whole rows, which FSDP2 cuts: use ddp or another kind"
+        )
     if not data.passages or not data.questions:
         raise DataError(
             f"training set {data.name!r} has {len(data.passages):,} passages and {len(data.questions):,} "
             "questions; a joint run needs both"
+        )
+    if config.checkpoint.memory_every_steps and peers is None:
+        raise ConfigError(
+            "checkpoint.memory_every_steps needs processes that outlive the ranks: run as a job on Ray "
+            "(ranks.num_workers of 1 or more), or set it to 0"
         )
     model = build_model(config, data, ranks)
     if sharding == "fsdp2" and model.reader is not None:
@@ -130,12 +142,14 @@ def run_joint(
         block_rows=BLOCK_ROWS,
         probe_queries=[question.text for question in data.questions[: config.refresh.num_probe_queries]],
     )
-    with closing(refresher):
+    with closing(refresher), ExitStack() as stack:
+        run_name = run_fingerprint(config, data)
         checkpoints = RunCheckpoints(
-            folder / "checkpoints",
-            fingerprint=run_fingerprint(config, data),
-            keep=config.checkpoint.keep,
+            folder / "checkpoints", fingerprint=run_name, keep=config.checkpoint.keep
         )
+        memory = None
+        if peers is not None and config.checkpoint.memory_every_steps:
+            memory = stack.enter_context(closing(PeerMemory(peers, run_name)))
         trainer = JointTrainer(
             config,
             data,
@@ -146,6 +160,7 @@ def run_joint(
             held_out=held_out,
             ranks=ranks,
             watch=watch or Watch(),
+            peers=memory,
         )
         result = trainer.run()
     if not result.is_complete:

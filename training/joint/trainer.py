@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from training.checkpoints.peer_memory import PeerMemory
 from training.checkpoints.run_checkpoints import RunCheckpoints
 from training.errors import CheckpointError, ConfigError
 from training.index.refresh_report import RefresherState, RefreshReport
@@ -77,6 +78,7 @@ class JointTrainer:
         held_out: TrainingSet | None,
         ranks: Ranks,
         watch: Watch,
+        peers: PeerMemory | None = None,
     ) -> None:
         """Compose a run; `training.joint.run.run_joint` is the usual way.
 
@@ -90,6 +92,7 @@ class JointTrainer:
             held_out: Questions it is judged by.
             ranks: This process among the others.
             watch: The outside.
+            peers: Where copies of the run are held between checkpoints; None where there are none.
 
         Raises:
             ConfigError: The questions of a step cannot be shared evenly.
@@ -103,7 +106,7 @@ class JointTrainer:
             )
         self._config, self._data, self._model = config, data, model
         self._refresher, self._checkpoints, self._folder = refresher, checkpoints, folder
-        self._ranks, self._watch = ranks, watch
+        self._ranks, self._watch, self._peers = ranks, watch, peers
         self._order = SampleOrder(config.seed, len(data.questions), config.optim.batch_questions)
         towers = (("retriever", model.encoder, config.optim.encoder_lr),)
         towers += (("reader", model.reader, config.optim.reader_lr),)
@@ -144,6 +147,8 @@ class JointTrainer:
                     self._save(done, finish=True)
                 elif done % self._config.checkpoint.every_steps == 0:
                     self._save(done, finish=not self._config.checkpoint.asynchronous)
+                elif self._peers is not None and done % self._config.checkpoint.memory_every_steps == 0:
+                    self._peers.begin(done, self._tensors(), self._facts())
                 if is_better:
                     self._checkpoints.mark_best(done)
             self._checkpoints.wait()
@@ -234,24 +239,35 @@ class JointTrainer:
         return {"model": model_state, "optimizers": optimizer_state}
 
     def _save(self, step: int, *, finish: bool) -> None:
-        facts = {
+        write = self._checkpoints.save if finish else self._checkpoints.begin
+        write(step, self._tensors(), self._facts())
+        if self._ranks.is_first:
+            kept = self._checkpoints.kept_facts()
+            if self._peers is not None:
+                kept += self._peers.kept_facts()
+            states = [RefresherState.from_json(one["refresh"]) for one in kept]
+            self._refresher.collect([*states, self._refresher.state()])
+
+    def _facts(self) -> dict[str, Any]:
+        return {
             "refresh": self._refresher.state().to_json(),
             "teacher": self._model.state(),
             "best": self._best if self._best > float("-inf") else None,
         }
-        write = self._checkpoints.save if finish else self._checkpoints.begin
-        write(step, self._tensors(), facts)
-        if self._ranks.is_first:
-            kept = [RefresherState.from_json(one["refresh"]) for one in self._checkpoints.kept_facts()]
-            self._refresher.collect([*kept, self._refresher.state()])
 
     def _resume(self) -> int:
-        """Take up the newest checkpoint and return how many steps are done."""
+        """Take up the newest checkpoint, or copy in memory, and return how many steps are done."""
         saved = self._checkpoints.newest()
-        if saved is None:
+        step = 0 if saved is None else saved.step
+        copied = None if self._peers is None else self._peers.newest()
+        if saved is None and copied is None:
             return 0
         tensors = self._tensors()
-        self._checkpoints.load(saved, tensors)
+        if self._peers is not None and copied is not None and copied > step:
+            facts, step = self._ranks.from_first(self._peers.load(copied, tensors)), copied
+        elif saved is not None:
+            self._checkpoints.load(saved, tensors)
+            facts = saved.facts
         set_state_dict(
             self._model,
             [one.optimizer for one in self._optimizers],
@@ -259,12 +275,12 @@ class JointTrainer:
             optim_state_dict=tensors["optimizers"],
             options=_OPTIONS,
         )
-        self._model.load_state(saved.facts["teacher"])
+        self._model.load_state(facts["teacher"])
         with self._after_first(wanted=True):
-            self._refresher.restore(RefresherState.from_json(saved.facts["refresh"]))
-        self._best = float("-inf") if saved.facts["best"] is None else saved.facts["best"]
-        _log.info("resumed from '%s' after step %d", saved.folder, saved.step)
-        return saved.step
+            self._refresher.restore(RefresherState.from_json(facts["refresh"]))
+        self._best = float("-inf") if facts["best"] is None else facts["best"]
+        _log.info("resumed after step %d", step)
+        return step
 
 
 def load_weights(model: JointModel, checkpoints: RunCheckpoints) -> int:

@@ -121,6 +121,8 @@ def test_what_saves_memory_saves_it_where_it_should(config: JointConfig):
     assert parts(lora, 4)["optimizer"] < plain["optimizer"]
     eight = replace(config, optim=replace(config.optim, kind="adamw_8bit"))
     assert parts(eight, 4)["optimizer"] == plain["optimizer"] / 4
+    factored = replace(config, optim=replace(config.optim, kind="adafactor"))
+    assert parts(factored, 4)["optimizer"] < plain["optimizer"] / 100
     half = replace(config, optim=replace(config.optim, dtype="bfloat16"))
     assert parts(half, 4)["activations"] == plain["activations"] / 2
     cut = replace(config, optim=replace(config.optim, accumulate=2))

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from training.checkpoints.peer_memory import MemoryHolder, Peers
 from training.checkpoints.run_checkpoints import RunCheckpoints
 from training.errors import CheckpointError, ConfigError, DataError, NumericsError
 from training.index.schedule import RefreshConfig
@@ -92,6 +95,77 @@ def test_stopped_run_resumes_to_the_same_weights_and_log(
     assert _log(tmp_path / "cut") == _log(tmp_path / "whole")
     assert _log(tmp_path / "cut", "evaluations") == _log(tmp_path / "whole", "evaluations")
     assert _weights(tmp_path / "cut") == _weights(tmp_path / "whole")
+
+
+def _crash_after(steps: int) -> Watch:
+    """Return a watch under which a run dies, without a chance to save."""
+
+    def on_step(step: int, metrics: dict[str, float]) -> None:
+        if step == steps - 1:
+            raise KeyboardInterrupt
+
+    return Watch(on_step=on_step)
+
+
+def test_crashed_run_goes_on_from_the_newest_copy_in_memory(
+    config: JointConfig, lookup_set: TrainingSet, tmp_path: Path
+):
+    _run(config, lookup_set, tmp_path / "whole")
+    kept = replace(config, checkpoint=CheckpointConfig(every_steps=100, memory_every_steps=2))
+    peers = Peers((MemoryHolder("a"),), "a")
+    with pytest.raises(KeyboardInterrupt):
+        _run(kept, lookup_set, tmp_path / "cut", peers=peers, watch=_crash_after(6))
+    done: list[int] = []
+    watch = Watch(on_step=lambda step, _: done.append(step))
+    assert _run(kept, lookup_set, tmp_path / "cut", peers=peers, watch=watch).is_complete
+    assert done == [4, 5, 6, 7]  # The copy of step 6 was due after the crash.
+    assert _log(tmp_path / "cut") == _log(tmp_path / "whole")
+    assert _weights(tmp_path / "cut") == _weights(tmp_path / "whole")
+
+
+def test_whichever_is_newer_is_resumed_from(config: JointConfig, lookup_set: TrainingSet, tmp_path: Path):
+    kept = replace(config, checkpoint=CheckpointConfig(every_steps=3, memory_every_steps=4))
+    peers = Peers((MemoryHolder("a"),), "a")
+    for steps, goes_on_from in ((6, 4), (8, 6)):
+        with pytest.raises(KeyboardInterrupt):
+            _run(kept, lookup_set, tmp_path, peers=peers, watch=_crash_after(steps))
+        done: list[int] = []
+        watch = Watch(
+            on_step=lambda step, _, done=done: done.append(step),
+            should_stop=lambda done=done: bool(done),
+        )
+        _run(kept, lookup_set, tmp_path, peers=peers, watch=watch)
+        assert done == [goes_on_from]
+
+
+def test_copies_in_memory_need_processes_that_outlive_the_run(
+    config: JointConfig, lookup_set: TrainingSet, tmp_path: Path
+):
+    kept = replace(config, checkpoint=CheckpointConfig(memory_every_steps=1))
+    with pytest.raises(ConfigError, match=r"memory_every_steps needs processes that outlive the ranks"):
+        _run(kept, lookup_set, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_adafactor_keeps_little_and_resumes_exactly(
+    config: JointConfig, lookup_set: TrainingSet, tmp_path: Path
+):
+    config = replace(config, optim=replace(config.optim, kind="adafactor"))
+    _run(config, lookup_set, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        _run(config, lookup_set, tmp_path / "cut", watch=_crash_after(6))
+    _run(config, lookup_set, tmp_path / "cut")
+    assert _log(tmp_path / "cut") == _log(tmp_path / "whole")
+    assert _weights(tmp_path / "cut") == _weights(tmp_path / "whole")
+    held: dict[str, int] = {"model": 0, "optimizers": 0}
+    stored = FileSystemReader(tmp_path / "whole" / "checkpoints" / f"step-{STEPS}").read_metadata()
+    for name, tensor in stored.state_dict_metadata.items():
+        if isinstance(tensor, TensorStorageMetadata):
+            held[name.partition(".")[0]] += tensor.size.numel()
+    assert 0 < held["optimizers"] < 0.2 * held["model"]
+    assert _log(tmp_path / "whole")[-1]["loss/reader"] < _log(tmp_path / "whole")[0]["loss/reader"]
+    with pytest.raises(ConfigError, match="which FSDP2 cuts"):
+        _run(config, lookup_set, tmp_path / "shared", sharding="fsdp2")
 
 
 @pytest.mark.parametrize(
