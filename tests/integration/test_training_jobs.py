@@ -16,7 +16,7 @@ from tiny_encoder import build_tiny_encoder
 from tiny_model import build_tiny_model
 
 from tests.small_job import job_toml, write_lookup_set
-from training.errors import DataError, OutOfResources
+from training.errors import OutOfResources
 from training.jobs import JobOutcome, JobText, LocalJobs, run_job
 
 pytestmark = [
@@ -95,24 +95,10 @@ def test_two_ranks_train_on_the_same_samples(start: Start, runs: Path, one_rank:
         assert two["loss"] == pytest.approx(one["loss"], rel=2e-3)
 
 
-def test_a_job_that_was_stopped_and_whose_rank_was_killed_ends_with_the_same_bytes(
+def test_a_killed_rank_goes_on_from_its_copy_in_memory_and_ends_with_the_same_bytes(
     start: Start, runs: Path, one_rank: Path
 ):
-    folder = runs / "troubled"
-    when_done(folder, 2, (folder / "stop").touch)
-    stopped = start("troubled", "ranks.num_workers=1")
-    assert stopped.state == "stopped"
-    assert 2 <= stopped.steps < STEPS
-    thread = when_done(folder, stopped.steps + 2, kill_rank)
-    assert start("troubled", "ranks.num_workers=1", resume=True).state == "succeeded"
-    thread.join(timeout=10)
-    assert not thread.is_alive()
-    assert lines(folder) == lines(one_rank)
-    assert lines(folder, "evaluations") == lines(one_rank, "evaluations")
-
-
-def test_a_killed_rank_goes_on_from_its_copy_in_memory(start: Start, runs: Path, one_rank: Path):
-    folder, before = runs / "copied", []
+    folder, before = runs / "killed", []
 
     def kill() -> None:
         before.extend(lines(folder, "timings"))
@@ -120,16 +106,37 @@ def test_a_killed_rank_goes_on_from_its_copy_in_memory(start: Start, runs: Path,
 
     thread = when_done(folder, 5, kill)
     never_on_disk = ("joint.checkpoint.every_steps=1000", "joint.checkpoint.memory_every_steps=1")
-    assert start("copied", "ranks.num_workers=1", *never_on_disk).state == "succeeded"
+    assert start("killed", "ranks.num_workers=1", *never_on_disk).state == "succeeded"
     thread.join(timeout=10)
+    assert not thread.is_alive()
     # Steps before the copy were not done again: each has the time that it took then.
     assert lines(folder, "timings")[:3] == before[:3]
     assert lines(folder) == lines(one_rank)
+    assert lines(folder, "evaluations") == lines(one_rank, "evaluations")
 
 
-def test_what_a_restart_would_repeat_ends_the_job_at_once(start: Start, runs: Path):
+def test_a_job_whose_rank_was_killed_is_stopped_and_resumed_with_the_same_bytes(
+    start: Start, runs: Path, one_rank: Path
+):
+    folder = runs / "troubled"
+
+    def stop() -> None:
+        (folder / "stop").touch()
+
+    def kill_then_stop() -> None:
+        kill_rank()
+        when_done(folder, 6, stop)
+
+    thread = when_done(folder, 4, kill_then_stop)
+    stopped = start("troubled", "ranks.num_workers=1")
+    thread.join(timeout=10)
+    assert stopped.state == "stopped"
+    assert 0 < stopped.steps < STEPS
+    assert start("troubled", "ranks.num_workers=1", resume=True).state == "succeeded"
+    assert lines(folder) == lines(one_rank)
+    assert lines(folder, "evaluations") == lines(one_rank, "evaluations")
+
+
+def test_what_the_cluster_cannot_hold_is_refused_at_once(start: Start):
     with pytest.raises(OutOfResources, match=r"CPU: 1003 asked, \d+ there, \d+ missing"):
         start("big", "ranks.num_workers=1001")
-    with pytest.raises(DataError, match=r"fewer than search\.k=300"):
-        start("few", "ranks.num_workers=1", "joint.search.k=300")
-    assert not list((runs / "few").glob("checkpoints/step-*"))

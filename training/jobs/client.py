@@ -12,9 +12,11 @@ import builtins
 import os
 import shlex
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
@@ -33,6 +35,8 @@ Value = TypeVar("Value")
 
 _STOP_WAIT_S = 600
 """Longest time between Ray's SIGTERM and its SIGKILL: a step and a checkpoint must fit; Ray's own is 3 s."""
+_AGENT_WAIT_S = 60
+"""Longest wait for the agent of a node that has just started."""
 _STATES: Mapping[str, JobState] = {
     "PENDING": "starting",
     "RUNNING": "running",
@@ -145,17 +149,17 @@ class ClusterJobs:
         command += ["--resume"] if resume else []
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / CONFIG).write_text(kept["config"], encoding="utf-8")
-            self._asked(
-                lambda: self._client.submit_job(
-                    entrypoint=shlex.join(command),
-                    submission_id=f"{_PREFIX}-{kept['name']}-{uuid.uuid4().hex[:8]}",
-                    runtime_env={
-                        "working_dir": folder,
-                        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)},
-                    },
-                    metadata={f"{_PREFIX}_{key}": value for key, value in kept.items()},
-                )
+            submit = partial(
+                self._client.submit_job,
+                entrypoint=shlex.join(command),
+                submission_id=f"{_PREFIX}-{kept['name']}-{uuid.uuid4().hex[:8]}",
+                runtime_env={
+                    "working_dir": folder,
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)},
+                },
+                metadata={f"{_PREFIX}_{key}": value for key, value in kept.items()},
             )
+            self._asked(lambda: _once_there_is_an_agent(submit))
         return self.status(kept["name"])
 
     def _attempts(self) -> dict[str, builtins.list[JobDetails]]:
@@ -194,6 +198,18 @@ class ClusterJobs:
             ) from error
         except (RuntimeError, ValueError) as error:
             raise JobError(f"{self.address} refused: {error}") from error
+
+
+def _once_there_is_an_agent(submit: Callable[[], Value]) -> Value:
+    """Return what a submission gives; a cluster that has just started has no agent to take it yet."""
+    give_up_s = time.monotonic() + _AGENT_WAIT_S
+    while True:
+        try:
+            return submit()
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > give_up_s:
+                raise
+            time.sleep(0.5)
 
 
 def _client(address: str) -> JobSubmissionClient:

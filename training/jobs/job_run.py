@@ -18,9 +18,10 @@ from training.jobs.job_data import JobSets, read_sets
 from training.jobs.job_folder import CONFIG, JobFolder, JobRecord
 from training.jobs.job_status import JobState
 from training.jobs.job_store import LocalJobs
-from training.jobs.kinds import KindOutcome, KindRun, index_maker, run_kind
+from training.jobs.kinds import KindRun, index_maker, run_kind
 from training.jobs.memory_check import check_memory
 from training.jobs.progress import Progress, following
+from training.jobs.rank_end import KindOutcome
 from training.jobs.report import MANIFEST, write_report
 from training.jobs.stop_signals import stop_on_signals
 from training.joint.parallel import torchrun_ranks

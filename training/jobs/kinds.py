@@ -14,6 +14,7 @@ from training.jobs.feedback_rows import feedback_rows
 from training.jobs.job_config import JobConfig
 from training.jobs.job_data import JobSets
 from training.jobs.passage_index import PassageIndex
+from training.jobs.rank_end import KindOutcome
 from training.joint.config import JointConfig
 from training.joint.parallel import Ranks
 from training.joint.run import IndexParts, run_joint
@@ -27,18 +28,6 @@ if TYPE_CHECKING:
     from training.preference.pairs import Outcome, PreferencePair
 
 NEGATIVES = "negatives.json"
-
-
-@dataclass(frozen=True, slots=True)
-class KindOutcome:
-    """How a job's work ended on this rank."""
-
-    steps: int
-    """Optimizer steps done in all."""
-    is_complete: bool
-    """Whether it reached its end; if not it was told to stop and can be resumed."""
-    message: str = ""
-    """What a person should know."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,14 +26,14 @@ from training.errors import (
     NumericsError,
     OutOfResources,
     StalenessViolated,
-    TrainingError,
 )
 from training.index import ActorResources, RayEncoderPool, RayShard, start_ray_shards, versions_folder
 from training.jobs.job_config import JobConfig
 from training.jobs.job_data import JobSets, read_sets
 from training.jobs.job_folder import JobFolder
-from training.jobs.kinds import KindOutcome, KindRun, index_maker, run_kind
+from training.jobs.kinds import KindRun, index_maker, run_kind
 from training.jobs.memory_check import check_memory
+from training.jobs.rank_end import KindOutcome, RankEnd
 from training.jobs.stop_signals import stop_on_signals
 from training.joint.config import JointConfig
 from training.joint.parallel import COLLECTIVE_TIMEOUT_S, Ranks
@@ -44,20 +44,10 @@ _log = logging.getLogger(__name__)
 
 _FINAL = (ConfigError, DataError, NumericsError, OutOfResources, StalenessViolated, CheckpointError)
 """Errors that a restart would only repeat."""
+TELL_EVERY_S = 5.0
+"""Seconds between two reports to Ray Train, and between two looks for a node that is taken away."""
 _START_FAILURES = 3
 """Times that workers may not be placed in time before the job gives up."""
-
-
-@dataclass(frozen=True, slots=True)
-class _RankEnd:
-    """What a rank tells the driver."""
-
-    outcome: KindOutcome | None
-    """How its work ended; None after an error."""
-    error: TrainingError | None = None
-    """What a restart would only repeat."""
-    is_preempted: bool = False
-    """Whether it ended because a node is about to be taken away."""
 
 
 @contextmanager
@@ -189,7 +179,7 @@ def _start_holders(config: JobConfig) -> list[RayHolder]:
     return start_ray_holders()
 
 
-def _fit(config: JobConfig, shards: list[RayShard], holders: list[RayHolder]) -> _RankEnd:
+def _fit(config: JobConfig, shards: list[RayShard], holders: list[RayHolder]) -> RankEnd:
     ranks = config.ranks
     trainer = TorchTrainer(
         train_rank,
@@ -222,7 +212,7 @@ def _fit(config: JobConfig, shards: list[RayShard], holders: list[RayHolder]) ->
             f"workers of job {config.name!r} failed more than ranks.max_failures={ranks.max_failures} times; "
             f"resume it from the newest checkpoint once the cause is gone. {_last_failure(error)}"
         ) from error
-    return result.return_value if isinstance(result.return_value, _RankEnd) else _RankEnd(None)
+    return result.return_value if isinstance(result.return_value, RankEnd) else RankEnd(None)
 
 
 def _last_failure(error: ray.train.TrainingFailedError) -> str:
@@ -231,14 +221,14 @@ def _last_failure(error: ray.train.TrainingFailedError) -> str:
     return "; ".join(told) or str(error)
 
 
-def train_rank(arguments: dict[str, Any]) -> _RankEnd:
+def train_rank(arguments: dict[str, Any]) -> RankEnd:
     """Do a job's work on one rank of Ray Train; every rank reports after every step."""
     config, shards = cast(JobConfig, arguments["config"]), cast("list[RayShard]", arguments["shards"])
     if Path(arguments["cwd"]).is_dir():  # Ray Train moves workers; models may be named relative to the job.
         os.chdir(arguments["cwd"])
-    told = _RankWatch(JobFolder(config.out).stop_file)
     pool = None
     with ray_train_ranks() as ranks:
+        told = _RankWatch(JobFolder(config.out).stop_file, ranks)
         try:
             sets = read_sets(config.data, index_maker(config, ranks.device))
             if config.kind == "joint" and ranks.is_first:
@@ -249,11 +239,11 @@ def train_rank(arguments: dict[str, Any]) -> _RankEnd:
             watch = Watch(told.on_step, told.should_stop)
             outcome = run_kind(config, KindRun(sets, ranks, watch, index, peers))
         except _FINAL as error:
-            return _RankEnd(None, error)
+            return RankEnd(None, error)
         finally:
             if pool is not None:
                 pool.close()
-    return _RankEnd(outcome, is_preempted=told.is_preempted and not outcome.is_complete)
+    return RankEnd(outcome, is_preempted=told.is_preempted and not outcome.is_complete)
 
 
 def _encoder_pool(config: JobConfig, sets: JobSets) -> RayEncoderPool:
@@ -269,15 +259,26 @@ def _encoder_pool(config: JobConfig, sets: JobSets) -> RayEncoderPool:
 
 
 class _RankWatch:
-    """Ray Train's collectives, called after every step on every rank: none is ever left waiting."""
+    """Ray Train's collectives, called after the same steps on every rank: none is ever left waiting.
 
-    def __init__(self, stop_file: Path) -> None:
-        self._stop_file = stop_file
+    They are called every `TELL_EVERY_S`, when the first rank says so: a report waits until the controller has
+    fetched the one before, which it does every 2 s (Ray 2.60), so one a step would be a step every 2 s.
+    """
+
+    def __init__(self, stop_file: Path, ranks: Ranks) -> None:
+        self._stop_file, self._ranks = stop_file, ranks
+        self._told_at = time.monotonic()
+        self._is_due = False
         self.is_preempted = False
 
     def on_step(self, step: int, metrics: dict[str, float]) -> None:
-        ray.train.report({"step": step, "loss": metrics.get("loss")})
+        now = time.monotonic()
+        self._is_due = bool(self._ranks.from_first(now - self._told_at >= TELL_EVERY_S))
+        if self._is_due:
+            self._told_at = now
+            ray.train.report({"step": step, "loss": metrics.get("loss")})
 
     def should_stop(self) -> bool:
-        self.is_preempted = ray.train.get_preemption_info() is not None
+        if self._is_due:
+            self.is_preempted = ray.train.get_preemption_info() is not None
         return self.is_preempted or self._stop_file.exists()

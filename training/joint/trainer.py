@@ -261,11 +261,13 @@ class JointTrainer:
         step = 0 if saved is None else saved.step
         copied = None if self._peers is None else self._peers.newest()
         if saved is None and copied is None:
-            return 0
+            return 0  # Before optimizers have any state.
         tensors = self._tensors()
         if self._peers is not None and copied is not None and copied > step:
             facts, step = self._ranks.from_first(self._peers.load(copied, tensors)), copied
-        elif saved is not None:
+        elif saved is None:
+            return 0
+        else:
             self._checkpoints.load(saved, tensors)
             facts = saved.facts
         set_state_dict(

@@ -42,7 +42,8 @@ TRUTH = np.argsort(-(QUERIES.astype(np.float64) @ ROWS.T), axis=1)
 
 def test_lists_larger_than_the_limit_stream_within_it() -> None:
     limit = ROWS.nbytes // 8
-    base = build_base(ROWS, "streamed", replace(SETTINGS, gpu_memory_limit_bytes=limit))
+    settings = replace(SETTINGS, gpu_memory_limit_bytes=limit)
+    base = build_base(ROWS, "streamed", settings, queries_QD=QUERIES[:4])
     _, positions = base.search(QUERIES, 10, None, SearchEffort(base.max_probes, 1))
     assert np.array_equal(positions, TRUTH[:, :10])
     index = base._index
@@ -54,7 +55,8 @@ def test_lists_larger_than_the_limit_stream_within_it() -> None:
 
 def test_more_hits_than_the_device_has_room_for_are_answered_exactly() -> None:
     limit = memory.needed_bytes("streamed", *ROWS.shape) + 1000
-    base = build_base(ROWS, "streamed", replace(SETTINGS, gpu_memory_limit_bytes=limit))
+    settings = replace(SETTINGS, gpu_memory_limit_bytes=limit)
+    base = build_base(ROWS, "streamed", settings, queries_QD=QUERIES[:4])
     _, positions = base.search(QUERIES, 2500, None, SearchEffort(1, 1))
     assert np.array_equal(positions, exact.search(QUERIES, ROWS, 2500, None, 1)[1])
 

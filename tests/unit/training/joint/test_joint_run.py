@@ -124,7 +124,8 @@ def test_crashed_run_goes_on_from_the_newest_copy_in_memory(
 
 
 def test_whichever_is_newer_is_resumed_from(config: JointConfig, lookup_set: TrainingSet, tmp_path: Path):
-    kept = replace(config, checkpoint=CheckpointConfig(every_steps=3, memory_every_steps=4))
+    saved = CheckpointConfig(every_steps=3, asynchronous=False, memory_every_steps=4)
+    kept = replace(config, checkpoint=saved)
     peers = Peers((MemoryHolder("a"),), "a")
     for steps, goes_on_from in ((6, 4), (8, 6)):
         with pytest.raises(KeyboardInterrupt):
