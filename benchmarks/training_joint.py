@@ -45,7 +45,7 @@ from training.joint.run import run_joint
 from training.types import TrainingSet
 
 ARMS = ("frozen", "contrastive", "query_side", "blocking", "async")
-NUM_COUNTRIES = 150
+NUM_COUNTRIES = 100
 _BOOTSTRAPS = 10_000
 
 
@@ -131,10 +131,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with factbook")
     parser.add_argument("--quick", action="store_true", help="one seed, few steps; keeps nothing")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each arm")
-    parser.add_argument("--steps", type=int, default=80, help="optimizer steps of a run")
+    parser.add_argument("--steps", type=int, default=50, help="optimizer steps of a run")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     options = parser.parse_args()
-    seeds, steps, max_questions = (1, 6, 40) if options.quick else (options.seeds, options.steps, 300)
+    seeds, steps, max_questions = (1, 6, 40) if options.quick else (options.seeds, options.steps, 200)
     report = Report("training_joint", quick=options.quick)
     data, held_out = profiles(options.data)
     report.add("data", "questions", len(data.questions), "questions", passages=len(data.passages))
