@@ -3,7 +3,7 @@
 An operator model as in Vidur (Agrawal et al. 2024, https://arxiv.org/abs/2405.05465), kept to what can be
 checked by hand: each operator takes `calls * overhead + work / rate`, with both numbers fitted to measured
 points (`training.calibration`). Steps are sums of operators. Time follows the length that batches are padded
-to, memory (`training.memory_estimate`) the longest text there is.
+to, memory (`training.memory_estimate`) the longest text there is. What offloaded weights cost is left out.
 """
 
 from __future__ import annotations
@@ -175,11 +175,14 @@ class JointEstimator:
         holds_index = hardware.num_devices == 1 or hardware.device == "cpu"
         sharding: Sharding = "ddp"
         memory = estimate_memory(self._run, num_ranks, device=hardware.device, holds_index=holds_index)
-        if memory.total > available and num_ranks > 1:
-            sharding = "fsdp2"
-            memory = estimate_memory(
-                self._run, num_ranks, sharding, device=hardware.device, holds_index=holds_index
-            )
+        lighter: tuple[Sharding, ...] = ("fsdp2",) if num_ranks > 1 else ()
+        lighter += ("fsdp2_offload",) if hardware.device == "cuda" else ()
+        for kind in lighter:
+            if memory.total > available:
+                sharding = kind
+                memory = estimate_memory(
+                    self._run, num_ranks, sharding, device=hardware.device, holds_index=holds_index
+                )
         memory.check(available, f"each of {num_ranks} {hardware.device} devices")
         step_parts = self.step_parts(calibration, num_ranks, hardware, sharding)
         shares = self._config.refresh.refreshes and num_encoders == 0
@@ -228,7 +231,7 @@ class JointEstimator:
         rate = 1e9 * (hardware.network_gb_s if is_far else hardware.link_gb_s)
         by_encoder, by_reader = self._run.num_trained
         moved = 2 * (by_encoder + by_reader)
-        if sharding == "fsdp2":
+        if sharding != "ddp":
             moved = 2 * by_encoder + 2 * self._run.num_weights[1] + by_reader
         return 4.0 * moved * (num_ranks - 1) / num_ranks / rate
 

@@ -12,8 +12,8 @@ from training.errors import OutOfResources
 from training.run_shape import RunShape
 
 GIB = 2**30
-Sharding = Literal["ddp", "fsdp2"]
-"""Whether every rank holds the whole reader, or a share of each of its weights."""
+Sharding = Literal["ddp", "fsdp2", "fsdp2_offload"]
+"""Whether every rank holds the whole reader, or a share of each of its weights, there or in host memory."""
 Device = Literal["cpu", "cuda"]
 """Where a rank computes."""
 _SLACK = 1.2
@@ -54,7 +54,7 @@ class MemoryEstimate:
             f"a rank is estimated to take {self.total / GIB:.2f} GiB, {where} has {available / GIB:.2f} GiB: "
             f"{(self.total - available) / GIB:.2f} GiB are missing (most of it {shown}). "
             "Raise optim.accumulate, switch on checkpointing or lora, share the reader "
-            "with ranks.sharding='fsdp2', or set ranks.memory_gib if you know better"
+            "with ranks.sharding='fsdp2' or 'fsdp2_offload', or set ranks.memory_gib if you know better"
         )
 
 
@@ -76,10 +76,12 @@ def estimate_memory(
         holds_index: Whether the versions of the index are in the rank's memory, not in shards elsewhere.
     """
     config = run.config
-    share = 1.0 / num_ranks if sharding == "fsdp2" else 1.0
+    share = 1.0 if sharding == "ddp" else 1.0 / num_ranks
+    if sharding == "fsdp2_offload" and device == "cuda":
+        share = 0.0
     of_encoder, of_reader = run.num_weights
     held = of_encoder + share * of_reader
-    if sharding == "fsdp2" and run.reader is not None:
+    if sharding != "ddp" and run.reader is not None:
         # Two layers are whole at a time: the one that computes, and the next.
         held += 2 * run.reader.num_matmul_params / run.reader.num_layers
     by_encoder, by_reader = run.num_trained

@@ -102,8 +102,8 @@ class RanksConfig:
     """GPUs of a worker, 0 or 1."""
     resources: Mapping[str, float] = field(default_factory=dict)
     """Custom Ray resources of a worker, for nodes set aside."""
-    sharding: Literal["ddp", "fsdp2"] = "ddp"
-    """Whether every rank holds the whole reader, or a share of each of its weights."""
+    sharding: Literal["ddp", "fsdp2", "fsdp2_offload"] = "ddp"
+    """Whether every rank holds the whole reader, or a share of its weights, there or in host memory."""
     max_failures: int = 3
     """Restarts after worker failures, each from the newest checkpoint; -1 for any number."""
     memory_gib: float = 0.0

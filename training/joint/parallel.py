@@ -14,15 +14,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from training.errors import ConfigError
 
 _BUCKET_BYTES = 25 * 2**20
 
-Sharding = Literal["ddp", "fsdp2"]
-"""Every rank holds all weights, or a share of each."""
+Sharding = Literal["ddp", "fsdp2", "fsdp2_offload"]
+"""Every rank holds all weights, or a share of each; offloaded shares wait in host memory for their layer."""
 
 COLLECTIVE_TIMEOUT_S = 180
 """A dead rank ends the others' wait after this long; torch's own default is half an hour."""
@@ -112,20 +112,22 @@ def torchrun_ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def shard_tower(tower: nn.Module, ranks: Ranks) -> None:
+def shard_tower(tower: nn.Module, ranks: Ranks, *, offload: bool = False) -> None:
     """Share the weights of a tower between the ranks, a layer at a time (FSDP2).
 
     Args:
         tower: A module whose layers stand in a `ModuleList`, only ever entered by its own `forward`.
-        ranks: More than one.
+        ranks: More than one, unless weights are offloaded.
+        offload: Whether weights, gradients and optimizer states are in host memory, where they are moved too.
 
     Raises:
         ConfigError: There are no other ranks to share with.
     """
-    if ranks.world_size == 1:
+    if ranks.world_size == 1 and not offload:
         raise ConfigError("sharding='fsdp2' needs more than one rank; use 'ddp'")
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    policy = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda") if offload else OffloadPolicy()
     for layers in [part for part in tower.modules() if isinstance(part, nn.ModuleList)]:
         for layer in layers:
-            fully_shard(layer, mesh=mesh)
-    fully_shard(tower, mesh=mesh)
+            fully_shard(layer, mesh=mesh, offload_policy=policy)
+    fully_shard(tower, mesh=mesh, offload_policy=policy)

@@ -59,6 +59,7 @@ class ReaderTower(nn.Module):
         except (FileNotFoundError, ModelUnusable) as error:
             raise ConfigError(f"reader.model: {error}") from error
         self._folder = folder
+        self._device = device  # Offloaded weights are elsewhere.
         disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
         forbid_dropout(model)
@@ -92,7 +93,7 @@ class ReaderTower(nn.Module):
                 f"a prompt of {longest:,} tokens is above the {self.max_tokens:,} that {self.config.model!r} "
                 "reads; lower reader.max_passage_tokens or search.k"
             )
-        device = self.model.device
+        device = self._device
         batch = batch_rows(rows, self.tokenizer.end_ids[1], self.config.row_tokens)
         trained = with_gradients and not self.config.frozen
         with contextlib.nullcontext() if trained else torch.no_grad():
@@ -143,7 +144,7 @@ class ReaderTower(nn.Module):
         for index, prompt in enumerate(prompts):
             padded[index, longest - len(prompt) :] = torch.tensor(prompt)
             mask[index, longest - len(prompt) :] = 1
-        device = self.model.device
+        device = self._device
         made = self.model.generate(
             input_ids=padded.to(device),
             attention_mask=mask.to(device),

@@ -102,17 +102,18 @@ def run_joint(
         ranks: This process among the others; None where it is alone.
         watch: The outside.
         index: Shards and encoders elsewhere; None keeps both in this process.
-        sharding: Whether every rank holds the whole reader, or FSDP2 shares it; the retriever is small and
-            always whole.
+        sharding: Whether every rank holds the whole reader, or FSDP2 shares it, on the devices or in host
+            memory; the retriever is small and always whole.
         peers: Holders of copies in memory, which `checkpoint.memory_every_steps` asks for.
 
     Raises:
         TrainingError: See `JointTrainer.run` and the towers; nothing that was saved is touched.
     """
     ranks = ranks or Ranks()
-    if sharding == "fsdp2" and config.evaluation.generate and held_out is not None:
+    shares_reader = sharding != "ddp"
+    if shares_reader and config.evaluation.generate and held_out is not None:
         raise ConfigError("a reader shared by FSDP2 does not generate: set evaluation.generate=false")
-    if sharding == "fsdp2" and config.optim.kind == "adafactor":
+    if shares_reader and config.optim.kind == "adafactor":
         raise ConfigError(
             "optim.kind='adafactor' sums over whole rows, which FSDP2 cuts: use ddp or another kind"
         )
@@ -127,8 +128,8 @@ def run_joint(
             "(ranks.num_workers of 1 or more), or set it to 0"
         )
     model = build_model(config, data, ranks)
-    if sharding == "fsdp2" and model.reader is not None:
-        shard_tower(model.reader, ranks)
+    if shares_reader and model.reader is not None:
+        shard_tower(model.reader, ranks, offload=sharding == "fsdp2_offload")
     texts = corpus_texts(data)
     parts = index or _local_index(config, texts, folder, ranks)
     refresher = Refresher(

@@ -209,8 +209,12 @@ def test_weights_are_shared_only_where_they_do_not_fit(config: JointConfig):
 
     assert planned(1.01 * whole) == "ddp"
     assert planned((whole + shared) / 2) == "fsdp2"
+    offloaded = estimate_memory(run, 4, "fsdp2_offload", device="cuda", holds_index=False)
+    assert offloaded.parts["activations"] > 0
+    assert offloaded.total < shared
+    assert planned((shared + offloaded.total) / 2) == "fsdp2_offload"
     with pytest.raises(OutOfResources, match=r"GiB are missing .*Raise optim.accumulate"):
-        planned(0.9 * shared)
+        planned(0.9 * offloaded.total)
 
 
 def test_costs_are_the_line_through_the_measured_points():

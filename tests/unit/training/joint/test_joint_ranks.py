@@ -97,7 +97,7 @@ def test_two_ranks_train_as_one(alone: Path, tiny_encoder: Path, tiny_reader: Pa
 def test_two_ranks_share_a_reader_and_resume_whole_on_one(
     alone: Path, tiny_encoder: Path, tiny_reader: Path, tmp_path: Path
 ):
-    shared = {"sharding": "fsdp2"}
+    shared = {"sharding": "fsdp2_offload"}
     processes = _start_ranks(2, tmp_path, tiny_encoder, tiny_reader, shared)
     assert processes[0].stdout is not None
     for line in processes[0].stdout:
