@@ -146,28 +146,40 @@ class SnapshotEncoder:
     """The passage tower as of a snapshot; a `training.index.PassageEncoder`."""
 
     def __init__(
-        self, folder: Path, *, max_passage_tokens: int, batch_passages: int = 32, device: str = "cpu"
+        self,
+        folder: Path,
+        *,
+        max_passage_tokens: int,
+        batch_passages: int = 0,
+        device: str = "cpu",
+        dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         """Load a model that `EncoderTower.save` wrote.
 
         Args:
             folder: The model.
             max_passage_tokens: Tokens read of a passage.
-            batch_passages: Passages encoded together.
+            batch_passages: Passages encoded together; 0 for 32 on a CPU, 256 on a GPU.
             device: Where it computes.
+            dtype: Precision of the forward pass, as in training.
         """
         config = EncoderConfig(model=str(folder), max_passage_tokens=max_passage_tokens)
-        self._tower = EncoderTower(config, "frozen", torch.device(device)).eval()
-        self._batch_passages = batch_passages
+        place = torch.device(device)
+        self.tower = EncoderTower(config, "frozen", place).eval()
+        """The model, which is not trained."""
+        self.batch_passages = batch_passages or (256 if place.type == "cuda" else 32)
+        """Passages encoded together."""
+        self._place, self._is_half = place, dtype == "bfloat16"
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32[N, D]; the same bytes for the same texts in the same order."""
-        batches = [
-            self._tower.embed(texts[first : first + self._batch_passages], "passage").cpu().numpy()
-            for first in range(0, len(texts), self._batch_passages)
-        ]
-        return np.concatenate(batches) if batches else np.empty((0, self._tower.dim), np.float32)
+        with torch.autocast(self._place.type, torch.bfloat16, enabled=self._is_half):
+            batches = [
+                self.tower.embed(texts[first : first + self.batch_passages], "passage").cpu().numpy()
+                for first in range(0, len(texts), self.batch_passages)
+            ]
+        return np.concatenate(batches) if batches else np.empty((0, self.tower.dim), np.float32)
 
 
 def _drop_pooler(model: SentenceTransformer) -> None:

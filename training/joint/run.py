@@ -58,7 +58,12 @@ def candidate_folder(folder: Path) -> Path:
 
 def load_encoder(config: JointConfig, device: str = "cpu") -> LoadEncoder:
     """Return what builds an encoder from a snapshot; picklable."""
-    return partial(SnapshotEncoder, max_passage_tokens=config.encoder.max_passage_tokens, device=device)
+    return partial(
+        SnapshotEncoder,
+        max_passage_tokens=config.encoder.max_passage_tokens,
+        device=device,
+        dtype=config.optim.dtype,
+    )
 
 
 def corpus_texts(data: TrainingSet) -> list[str]:
