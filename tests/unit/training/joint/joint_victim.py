@@ -19,8 +19,9 @@ from training.joint.config import (
     ReaderConfig,
     SearchConfig,
 )
+from training.types import TrainingPassage, TrainingQuestion, TrainingSet
 
-CITIES = (
+CITIES = [
     "Lisbon",
     "Quito",
     "Oslo",
@@ -33,25 +34,20 @@ CITIES = (
     "Bern",
     "Cairo",
     "Minsk",
-)
-OWNERS = ("Ada", "Bo", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jun", "Kim", "Leo")
+]
+OWNERS = ["Ada", "Bo", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jun", "Kim", "Leo"]
 
 
-def lookup_set():
-    from training.types import TrainingPassage, TrainingQuestion, TrainingSet
-
-    pairs = list(enumerate(zip(CITIES, OWNERS, strict=True)))
-    passages = tuple(
-        TrainingPassage(f"p{index}", f"The keeper of the {city} lighthouse is {owner}.", title=city)
-        for index, (city, owner) in pairs
-    )
-    questions = tuple(
-        TrainingQuestion(
-            f"q{index}", f"Who keeps the lighthouse of {city}?", answers=(owner,), positive_ids=(f"p{index}",)
-        )
-        for index, (city, owner) in pairs
-    )
-    return TrainingSet("lookup", passages, questions)
+def lookup_set(*, has_negatives: bool = False) -> TrainingSet:
+    """Twelve facts and a question of each."""
+    passages, questions = [], []
+    for index, (city, owner) in enumerate(zip(CITIES, OWNERS, strict=True)):
+        fact = f"The keeper of the {city} lighthouse is {owner}."
+        passages.append(TrainingPassage(f"p{index}", fact, title=city))
+        wrong = (f"p{(index + 1) % len(CITIES)}",) if has_negatives else ()
+        asked = f"Who keeps the lighthouse of {city}?"
+        questions.append(TrainingQuestion(f"q{index}", asked, (owner,), (f"p{index}",), wrong))
+    return TrainingSet("lookup", tuple(passages), tuple(questions))
 
 
 def joint_config(encoder: str, reader: str, changes: dict[str, dict]) -> JointConfig:
