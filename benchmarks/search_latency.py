@@ -4,9 +4,10 @@ Every search goes through `LocalRetrieval` (legs, fusion, passages) or the actor
 so no embedding is timed. Arms: `exact32` (batches of 32, dense), `hybrid_filtered` (single hybrid searches
 that keep a tenth), `filter_50` ... `filter_0.1` (recall@10 of the index against exact search, by share
 kept), `upsert` (durable writes, one record and batches; beside them a bare SQLite commit of one row, in
-turn), `open` (a closed shard to its first exact answer), `under_writes_RATE` (search p99 while so many
-records a second are replaced, `max` without pause, against idle), `ray_2_shards_CxB` (C callers send
-batches of B one after the other).
+turn), `open` (a closed shard to its first exact answer; `open_after_writes`: with the records of
+`under_writes` not compacted yet), `under_writes_RATE` (search p99 while so many records a second are
+replaced, `max` without pause, against idle), `ray_2_shards_CxB` (C callers send batches of B one after the
+other).
 """
 
 from __future__ import annotations
@@ -157,7 +158,10 @@ async def local(report: Report, folder: Path, books: BookPassages, kinds: Sequen
                    target=TARGETS["hybrid_filtered"], kept=0.1,
                    p50_ms=round(percentile(seconds, 50) * 1000, 2), **about)  # fmt: skip
         await _under_writes(report, retrieval, books, hybrid)
-    await _open_again(report, folder, questions, config, about)
+    await _open_again(report, "open_after_writes", folder, questions, config, about)
+    async with await LocalRetrieval.open(folder, config, embedder) as retrieval:
+        await retrieval.compact()
+    await _open_again(report, "open", folder, questions, config, about)
     for kind in kinds:
         await _filtered_recall(report, folder, questions, config, embedder, kind)
 
@@ -256,6 +260,7 @@ async def _under_writes(
 
 async def _open_again(
     report: Report,
+    arm: str,
     folder: Path,
     questions: dict[str, np.ndarray],
     config: RetrievalConfig,
@@ -275,8 +280,8 @@ async def _open_again(
                 raise RuntimeError(f"the opened shard found {len(found.dense)} of {K} chunks")
         finally:
             shard.close()
-    report.add("open", "first_exact_ms", round(percentile(seconds, 50) * 1000, 1), "ms",
-               target=TARGETS["open_ms"], runs_ms=[round(item * 1000, 1) for item in seconds],
+    report.add(arm, "first_exact_ms", round(percentile(seconds, 50) * 1000, 1), "ms",
+               **({"target": TARGETS["open_ms"]} if arm == "open" else {}), runs_ms=[round(item * 1000, 1) for item in seconds],
                **about)  # fmt: skip
 
 
