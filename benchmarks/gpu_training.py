@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertModel, Qwen3Config, Qwen3ForCausalLM
@@ -75,12 +76,18 @@ def matmul_flops_per_s(device: torch.device, size: int) -> float:
     return best
 
 
-def write_reader(folder: Path, sizes: dict[str, int]) -> Path:
+def write_reader(folder: Path, sizes: dict[str, Any]) -> Path:
     """Write a Qwen3 with random weights and the tokenizer of `graft-mini`."""
-    shape = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+    shape: dict[str, Any] = {
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    }
     shape["vocab_size"] = 151_936
     config = Qwen3Config(**(shape | sizes), max_position_embeddings=ROW_TOKENS, tie_word_embeddings=True)
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = Qwen3ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(READER / name, folder / name)
     return folder
@@ -89,10 +96,12 @@ def write_reader(folder: Path, sizes: dict[str, int]) -> Path:
 def write_encoder(folder: Path, *, is_tiny: bool) -> Path:
     """Write a sentence-transformers model of BERT's shape with random weights."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128} if is_tiny else {}
-    heads = {"num_attention_heads": 2} if is_tiny else {}
+    sizes: dict[str, Any] = (
+        {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128} if is_tiny else {}
+    )
+    heads: dict[str, Any] = {"num_attention_heads": 2} if is_tiny else {}
     BertModel(BertConfig(**sizes, **heads)).save_pretrained(folder / "bert")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(READER / name, folder / "bert" / name)

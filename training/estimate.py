@@ -175,10 +175,10 @@ class JointEstimator:
         holds_index = hardware.num_devices == 1 or hardware.device == "cpu"
         sharding: Sharding = "ddp"
         memory = estimate_memory(self._run, num_ranks, device=hardware.device, holds_index=holds_index)
-        lighter: tuple[Sharding, ...] = ("fsdp2",) if num_ranks > 1 else ()
-        lighter += ("fsdp2_offload",) if hardware.device == "cuda" else ()
+        lighter: tuple[Sharding, ...] = ("fsdp2", "fsdp2_offload")
         for kind in lighter:
-            if memory.total > available:
+            is_possible = num_ranks > 1 if kind == "fsdp2" else hardware.device == "cuda"
+            if memory.total > available and is_possible:
                 sharding = kind
                 memory = estimate_memory(
                     self._run, num_ranks, sharding, device=hardware.device, holds_index=holds_index
