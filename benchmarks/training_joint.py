@@ -9,8 +9,9 @@ everything, with the index refreshed at once or a few steps late. The tower is t
 its first layers, the reader `graft-mini`: small enough for two cores, so what is read off is the difference
 between arms, not a level anyone would ship.
 
-A figure is the mean over seeds and questions of an arm minus `frozen`; its interval is a paired bootstrap
-over questions, each question's difference averaged over seeds first.
+A figure is the mean over seeds and questions of an arm minus `frozen`. Every seed draws the questions it is
+judged by, the same for all arms; the interval is a paired bootstrap over their places, the differences at a
+place averaged over seeds first.
 """
 
 from __future__ import annotations
