@@ -83,8 +83,8 @@ def write_reader(folder: Path, sizes: dict[str, Any]) -> Path:
         "num_attention_heads": 16,
         "num_key_value_heads": 8,
         "head_dim": 128,
+        "vocab_size": 151_936,
     }
-    shape["vocab_size"] = 151_936
     config = Qwen3Config(**(shape | sizes), max_position_embeddings=ROW_TOKENS, tie_word_embeddings=True)
     model: Any = Qwen3ForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -131,8 +131,9 @@ def measure_reader(
     report: Report, name: str, folder: Path, device: torch.device, peak: float, num_tokens: int
 ) -> None:
     """Record the steps of one reader."""
-    config = ReaderConfig(model=str(folder), row_tokens=ROW_TOKENS, compile=device.type == "cuda")
-    tower = ReaderTower(config, device)
+    tower = ReaderTower(ReaderConfig(model=str(folder), row_tokens=ROW_TOKENS), device)
+    if device.type == "cuda":
+        tower.model.get_decoder().compile()
     tower.train()
     optimizer = TowerOptimizer("reader", tower, 1e-5, OptimConfig(steps=1_000, warmup_steps=1))
     rows = packed_rows(tower, num_tokens)

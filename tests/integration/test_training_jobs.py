@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
 ]
 STEPS = 8
+TWO_RANKS = ("ranks.num_workers=2", "index.num_shards=2")
 Start = Callable[..., JobOutcome]
 
 
@@ -53,6 +54,13 @@ def one_rank(start: Start, runs: Path) -> Path:
     return runs / "one"
 
 
+@pytest.fixture(scope="module")
+def two_ranks(start: Start, runs: Path) -> Path:
+    """A job of two Ray Train workers that nothing happened to."""
+    assert start("two", *TWO_RANKS).state == "succeeded"
+    return runs / "two"
+
+
 def lines(folder: Path, name: str = "metrics") -> list[dict]:
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
 
@@ -72,7 +80,7 @@ def when_done(folder: Path, num_steps: int, act: Callable[[], None]) -> threadin
 
 
 def kill_rank() -> None:
-    """Kill the one Ray Train worker among this process's descendants."""
+    """Kill a Ray Train worker among this process's descendants."""
     for process in psutil.Process().children(recursive=True):
         if any("RayTrainWorker" in part for part in process.cmdline()):
             os.kill(process.pid, signal.SIGKILL)
@@ -88,15 +96,14 @@ def test_one_rank_with_index_actors_does_what_a_process_does(start: Start, runs:
         assert there["loss"] == pytest.approx(here["loss"], rel=1e-4)
 
 
-def test_two_ranks_train_on_the_same_samples(start: Start, runs: Path, one_rank: Path):
-    assert start("two", "ranks.num_workers=2", "index.num_shards=2").state == "succeeded"
-    for one, two in zip(lines(one_rank), lines(runs / "two"), strict=True):
+def test_two_ranks_train_on_the_same_samples(one_rank: Path, two_ranks: Path):
+    for one, two in zip(lines(one_rank), lines(two_ranks), strict=True):
         assert two["search/recall"] == pytest.approx(one["search/recall"])
         assert two["loss"] == pytest.approx(one["loss"], rel=2e-3)
 
 
-def test_a_killed_rank_goes_on_from_its_copy_in_memory_and_ends_with_the_same_bytes(
-    start: Start, runs: Path, one_rank: Path
+def test_killed_ranks_go_on_from_their_copies_in_memory_and_end_with_the_same_bytes(
+    start: Start, runs: Path, two_ranks: Path
 ):
     folder, before = runs / "killed", []
 
@@ -106,13 +113,14 @@ def test_a_killed_rank_goes_on_from_its_copy_in_memory_and_ends_with_the_same_by
 
     thread = when_done(folder, 5, kill)
     never_on_disk = ("joint.checkpoint.every_steps=1000", "joint.checkpoint.memory_every_steps=1")
-    assert start("killed", "ranks.num_workers=1", *never_on_disk).state == "succeeded"
+    assert start("killed", *TWO_RANKS, *never_on_disk).state == "succeeded"
     thread.join(timeout=10)
     assert not thread.is_alive()
-    # Steps before the copy were not done again: each has the time that it took then.
+    assert len(list((folder / "tensorboard").iterdir())) == 2, "the first rank started twice"
+    # Steps before the copies were not done again: each has the time that it took then.
     assert lines(folder, "timings")[:3] == before[:3]
-    assert lines(folder) == lines(one_rank)
-    assert lines(folder, "evaluations") == lines(one_rank, "evaluations")
+    assert lines(folder) == lines(two_ranks)
+    assert lines(folder, "evaluations") == lines(two_ranks, "evaluations")
 
 
 def test_a_job_whose_rank_was_killed_is_stopped_and_resumed_with_the_same_bytes(

@@ -70,7 +70,7 @@ class MemoryHolder:
 
 
 class HolderClient(Protocol):
-    """A `MemoryHolder`, here or elsewhere; every call raises ConnectionError when it is gone."""
+    """A `MemoryHolder`, here or elsewhere; every call raises ConnectionError when it is gone or full."""
 
     @property
     def node(self) -> str:
@@ -172,7 +172,7 @@ class PeerMemory:
                 state_B = holder.get(label)
             except (ConnectionError, KeyError):
                 continue
-            state = torch.load(io.BytesIO(state_B.tobytes()), weights_only=True)
+            state = torch.load(io.BytesIO(state_B), weights_only=True)
             _restore(tensors, state["tensors"], "")
             self._facts = {step: state["facts"]}
             return state["facts"]

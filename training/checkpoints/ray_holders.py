@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -27,28 +28,28 @@ class RayHolder:
 
     def put(self, label: CopyLabel, state_B: np.ndarray) -> None:
         """Keep a copy; Ray's shared memory holds the bytes."""
-        self._answer(self.handle.put.remote(label, state_B))
+        self._answer(lambda: self.handle.put.remote(label, state_B))
 
     def labels(self, rank: int) -> list[CopyLabel]:
         """Return the labels of a rank's copies."""
-        return self._answer(self.handle.labels.remote(rank))
+        return self._answer(lambda: self.handle.labels.remote(rank))
 
     def get(self, label: CopyLabel) -> np.ndarray:
         """Return a copy; raises KeyError when it is not there."""
-        return self._answer(self.handle.get.remote(label))
+        return self._answer(lambda: self.handle.get.remote(label))
 
     def close(self) -> None:
         """End the actor and forget its copies."""
         ray.kill(self.handle, no_restart=True)
 
-    def _answer(self, reference: Any) -> Any:
+    def _answer(self, call: Callable[[], Any]) -> Any:
         try:
-            return ray.get(reference)
+            return ray.get(call())  # The call itself stores its arguments, for which there may be no room.
         except RayError as error:
             if isinstance(error, KeyError):  # Ray raises the actor's own error as one of both classes.
                 raise
             told = "its process died" if isinstance(error, RayActorError) else str(error)
-            raise ConnectionError(f"the holder of node {self._node} is gone: {told}") from error
+            raise ConnectionError(f"the holder of node {self._node} cannot be used: {told}") from error
 
 
 def start_ray_holders() -> list[RayHolder]:

@@ -88,8 +88,6 @@ class ReaderConfig:
     """Rows are packed into rows of this many tokens; 0 pads them instead."""
     checkpointing: bool = False
     """Whether activations are computed again in the backward pass instead of being kept."""
-    compile: bool = False
-    """Whether torch.compile is used: faster steps on a GPU after slow first ones; give `row_tokens` too."""
 
     def __post_init__(self) -> None:
         """Refuse contradictions; raises ConfigError."""

@@ -72,8 +72,6 @@ class ReaderTower(nn.Module):
         self.model: Any = nn.Module.to(
             model, device
         )  # transformers types what its own methods take too narrowly.
-        if config.compile:
-            self.model.get_decoder().compile()
         self.rows = RowMaker(self.tokenizer, config.max_passage_tokens, config.max_answer_tokens)
         """Makes the rows this model reads."""
         self.max_tokens = int(model.config.max_position_embeddings)

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,7 +31,7 @@ from training.joint.config import (
     SearchConfig,
 )
 from training.joint.parallel import Ranks
-from training.joint.run import build_model, run_fingerprint, run_joint
+from training.joint.run import build_model, load_encoder, run_fingerprint, run_joint
 from training.joint.trainer import RunResult, Watch, load_weights
 from training.types import TrainingQuestion, TrainingSet
 
@@ -167,6 +168,29 @@ def test_adafactor_keeps_little_and_resumes_exactly(
     assert _log(tmp_path / "whole")[-1]["loss/reader"] < _log(tmp_path / "whole")[0]["loss/reader"]
     with pytest.raises(ConfigError, match="which FSDP2 cuts"):
         _run(config, lookup_set, tmp_path / "shared", sharding="fsdp2")
+
+
+def test_offloaded_reader_of_one_rank_learns_what_a_whole_one_does(
+    config: JointConfig, lookup_set: TrainingSet, tmp_path: Path
+):
+    _run(config, lookup_set, tmp_path / "whole")
+    _run(config, lookup_set, tmp_path / "offloaded", sharding="fsdp2_offload")
+    for whole, offloaded in zip(_log(tmp_path / "whole"), _log(tmp_path / "offloaded"), strict=True):
+        assert offloaded["loss"] == pytest.approx(whole["loss"], rel=1e-3)
+    with pytest.raises(ConfigError, match="needs more than one rank"):
+        _run(config, lookup_set, tmp_path / "shared", sharding="fsdp2")
+
+
+def test_index_is_encoded_in_the_precision_of_training(config: JointConfig, lookup_set: TrainingSet):
+    texts = [passage.full_text for passage in lookup_set.passages]
+    full, half = (
+        load_encoder(replace(config, optim=replace(config.optim, dtype=dtype)))(Path(config.encoder.model))
+        for dtype in ("float32", "bfloat16")
+    )
+    full_ND, half_ND = full.encode(texts), half.encode(texts)
+    assert half_ND.dtype == full_ND.dtype == np.float32
+    assert not np.array_equal(full_ND, half_ND)
+    assert ((full_ND * half_ND).sum(axis=1) > 0.99).all()
 
 
 @pytest.mark.parametrize(
