@@ -172,7 +172,7 @@ class PeerMemory:
                 state_B = holder.get(label)
             except (ConnectionError, KeyError):
                 continue
-            state = torch.load(io.BytesIO(state_B), weights_only=True)
+            state = torch.load(io.BytesIO(state_B.data), weights_only=True)
             _restore(tensors, state["tensors"], "")
             self._facts = {step: state["facts"]}
             return state["facts"]
