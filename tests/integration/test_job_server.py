@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -36,6 +37,15 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def wait_until_listening(process: subprocess.Popen[bytes], port: int) -> None:
+    end_s = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < end_s:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"the cluster did not start (exit code {process.poll()})")
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a cluster of its own: the session's Ray has no job server."""
@@ -48,21 +58,28 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "PYTHONPATH": str(ROOT),
         "GRAFT_HOME": str(tmp_path_factory.mktemp("home")),
     }
+    options = {
+        "port": 0,
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": port,
+        # The agent that takes jobs does without its port, and without a word, where another Ray holds it.
+        "dashboard-agent-listen-port": 0,
+        "ray-client-server-port": free_port(),
+        "num-cpus": 2,
+        "object-store-memory": 80 * 2**20,
+    }
     with tempfile.TemporaryDirectory(prefix="ray") as folder:  # Paths of sockets must be short.
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+        command += [f"--{name}={value}" for name, value in options.items()] + [f"--temp-dir={folder}"]
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("job_cluster.py")), str(port), folder],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        assert process.stdout is not None
-        assert process.stdin is not None
-        assert process.stdout.readline() == "ready\n"
-        yield f"http://127.0.0.1:{port}"
-        process.stdin.close()
-        process.wait(timeout=120)
-        process.stdout.close()
+        try:
+            wait_until_listening(process, port)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(timeout=120)
 
 
 @pytest.fixture

@@ -207,8 +207,14 @@ def _once_there_is_an_agent(submit: Callable[[], Value]) -> Value:
         try:
             return submit()
         except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > give_up_s:
+            if "No available agent" not in str(error):
                 raise
+            if time.monotonic() > give_up_s:
+                raise RuntimeError(
+                    f"no agent on the cluster's head took the job for {_AGENT_WAIT_S} s. Where several Rays "
+                    "share a machine, only one has the agent's port: start this head with `ray start --head "
+                    "--dashboard-agent-listen-port=0`"
+                ) from error
             time.sleep(0.5)
 
 
