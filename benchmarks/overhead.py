@@ -53,7 +53,7 @@ class Size:
     """Of those, left by their client."""
 
 
-FULL = Size(search_rounds=60, token_rounds=10, num_requests=1_000, num_cancelled=100)
+FULL = Size(search_rounds=60, token_rounds=40, num_requests=1_000, num_cancelled=100)
 QUICK = Size(search_rounds=20, token_rounds=3, num_requests=200, num_cancelled=20)
 
 

@@ -23,8 +23,12 @@ def register_architecture(folder: str) -> None:
             ModelRegistry.register_model(architecture, registered.load_model_cls())
 
 
-def sampling_params(request: EngineRequest) -> SamplingParams:
+def sampling_params(request: EngineRequest, piece_tokens: int = 1) -> SamplingParams:
     """Return vLLM's sampling parameters.
+
+    Args:
+        request: What to generate.
+        piece_tokens: Tokens to a piece of output, the first and the last piece apart; 1 or more.
 
     Raises:
         ValueError: vLLM refuses a value.
@@ -38,6 +42,7 @@ def sampling_params(request: EngineRequest) -> SamplingParams:
         stop_token_ids=list(request.stop_token_ids),
         seed=sampling.seed,
         output_kind=RequestOutputKind.DELTA,
+        stream_interval=piece_tokens,
     )
 
 

@@ -39,6 +39,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         last_resort.cancel()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep on one worker of `pytest -n` what shares the session's Ray, and each other module with itself."""
+    for item in items:
+        shared = "ray_session" in getattr(item, "fixturenames", ())
+        # A contract's fixtures are chosen by its parameters: the marked ones are of the platform.
+        shared = shared or ("/contract/" in item.nodeid and item.get_closest_marker("integration") is not None)
+        item.add_marker(pytest.mark.xdist_group("session" if shared else item.nodeid.partition("::")[0]))
+
+
 def _end_the_run(item: pytest.Item) -> None:
     item.config.pluginmanager.getplugin("capturemanager").suspend_global_capture(in_=True)
     sys.stdout.flush()

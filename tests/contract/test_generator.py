@@ -148,6 +148,19 @@ async def test_a_deadline_keeps_the_partial_text_and_frees_the_slot(generator: G
     assert (await settled(generator, before.num_cancelled + 1)).num_running == 0
 
 
+async def test_a_deadline_drops_no_token_between_pieces(generator: Generator) -> None:
+    cut = ask("Write on and on.", sampling=LONG, deadline_s=0.5)
+    text, token_ids = "", ()
+    for chunk in await collect(generator, cut):
+        text, token_ids = text + chunk.text, token_ids + chunk.token_ids
+    assert chunk.finish_reason == "deadline"
+    whole = await collect(
+        generator, replace(cut, sampling=replace(LONG, max_tokens=len(token_ids)), deadline_s=None)
+    )
+    assert token_ids == tuple(token for chunk in whole for token in chunk.token_ids)
+    assert text == "".join(chunk.text for chunk in whole)
+
+
 async def test_a_prompt_without_room_is_refused_with_both_numbers(generator: Generator) -> None:
     limit = (await generator.info()).max_model_len
     prompt = Prompt((Segment("question", "word " * 3000),))

@@ -157,6 +157,15 @@ def test_interrupt_while_starting_leaves_nothing(tmp_path, ended):
     assert not alive, [process.cmdline() for process in alive]
 
 
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Return the processes that were started for a home folder."""
+    return [
+        process
+        for process in psutil.process_iter(["environ"])
+        if (process.info["environ"] or {}).get("GRAFT_HOME") == str(home)
+    ]
+
+
 def refused(home: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "graft.cli", "up", *arguments],
@@ -191,16 +200,11 @@ def test_home_that_cannot_be_written_is_refused(tmp_path):
 
 @pytest.mark.timeout(300)
 def test_missing_model_is_refused_and_what_had_started_is_stopped(tmp_path):
-    before = {process.pid for process in psutil.process_iter()}
-    message = refused(
-        tmp_path / "home", "--set", "server.port=0", "--set", f"serving.model={tmp_path / 'absent'}"
-    )
+    home = tmp_path / "home"
+    message = refused(home, "--set", "server.port=0", "--set", f"serving.model={tmp_path / 'absent'}")
     assert "absent" in message
-    time.sleep(1)
-    left = [
-        p for p in psutil.process_iter(["name"]) if p.pid not in before and "ray" in (p.info["name"] or "")
-    ]
-    assert not left
+    _, alive = psutil.wait_procs(processes_of(home), timeout=20)
+    assert not alive, [process.cmdline() for process in alive]
 
 
 def test_down_without_a_platform_says_so(tmp_path):

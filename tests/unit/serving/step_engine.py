@@ -36,10 +36,10 @@ class LetterEngine:
         self.requests[request.request_id] = request
         self.written[request.request_id] = 0
 
-    def abort(self, request_id: str) -> str:
+    def abort(self, request_id: str) -> EngineOutput:
         del self.requests[request_id]
         self.aborted.append(request_id)
-        return self.held_back
+        return EngineOutput(self.held_back, (), finish_reason="abort")
 
     def step(self) -> list[tuple[str, EngineOutput]]:
         self.num_steps += 1
