@@ -18,7 +18,7 @@ chat: setup
 	$(BIN)/graft up
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .

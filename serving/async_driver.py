@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from serving.config import ServingConfig
-from serving.driver import EngineLoad, EngineRequest, OutputStream, StartTimings
+from serving.driver import NO_CHUNK_KV, EngineLoad, EngineRequest, OutputStream, StartTimings
 from serving.engine_arguments import engine_arguments
 from serving.errors import GeneratorUnavailable, InvalidGeneration, ModelUnusable
 
@@ -37,6 +37,7 @@ class AsyncDriver:
         self._pumps: dict[str, asyncio.Task[None]] = {}
         self._aborts: set[asyncio.Task[None]] = set()
         self._failure: str | None = None
+        self._no_blend_reason: str | None = "the engine has not started"
 
     @property
     def failure(self) -> str | None:
@@ -68,7 +69,16 @@ class AsyncDriver:
         except Exception as error:
             self._failure = f"The engine could not load {self._config.model!r}: {error}"
             raise ModelUnusable(self._failure) from error
+        self._no_blend_reason = NO_CHUNK_KV
+        if self._config.chunk_kv_bytes:
+            # Not tried on a GPU yet; a worker in a process of its own never gets a promise to keep.
+            self._no_blend_reason = (await self._engine.collective_rpc("attach_chunk_kv"))[0]
         return StartTimings(imported - begun, time.monotonic() - imported)
+
+    @property
+    def no_blend_reason(self) -> str | None:
+        """Return why requests are served exactly, or None where chunks can be blended."""
+        return self._no_blend_reason
 
     def submit(self, request: EngineRequest) -> OutputStream:
         """Queue a request and return its outputs.

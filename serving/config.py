@@ -41,6 +41,13 @@ class ServingConfig:
     gpu_memory_utilization: float | None = None
     """Part of a GPU's memory that vLLM may take, 0.05 to 0.98; None is vLLM's own default, or what the
     platform leaves it beside the index."""
+    chunk_kv_bytes: int = 0
+    """Host memory for the KV of chunks, which requests with `reuse.mode="blend"` take from, 0 or more; 0
+    leaves chunk reuse out of the engine and serves such requests exactly."""
+    chunk_kv_disk_bytes: int = 0
+    """Disk space for the same beyond memory, 0 or more; needs `chunk_kv_folder`."""
+    chunk_kv_folder: str | None = None
+    """Folder for chunks' KV on disk, of this generator alone; it survives a restart."""
     max_num_seqs: int = 32
     """Requests the engine works on at once, 1 to 1,024."""
     max_queued_requests: int = 256
@@ -62,6 +69,13 @@ class ServingConfig:
             )
         if self.kv_cache_bytes is not None:
             self._check_range("kv_cache_bytes", self.kv_cache_bytes, 16 * MIB, 1 << 44)
+        self._check_range("chunk_kv_bytes", self.chunk_kv_bytes, 0, 1 << 44)
+        self._check_range("chunk_kv_disk_bytes", self.chunk_kv_disk_bytes, 0, 1 << 50)
+        if self.chunk_kv_disk_bytes and (not self.chunk_kv_folder or not self.chunk_kv_bytes):
+            raise ValueError(
+                "serving.chunk_kv_disk_bytes needs a folder (serving.chunk_kv_folder) and memory "
+                "(serving.chunk_kv_bytes) above 0"
+            )
         if self.gpu_memory_utilization is not None and not 0.05 <= self.gpu_memory_utilization <= 0.98:
             raise ValueError(
                 f"serving.gpu_memory_utilization must be in [0.05, 0.98], got {self.gpu_memory_utilization}"

@@ -11,8 +11,12 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from serving.chunk_kv.blend_plan import BlendPlan, ChunkUse
 from serving.config import ServingConfig
 from serving.types import Sampling
+
+NO_CHUNK_KV = "serving.chunk_kv_bytes is 0"
+"""Why an engine without a chunk store blends nothing."""
 
 EngineFinish = Literal["stop", "length", "abort"]
 """Why the engine ended a request."""
@@ -34,6 +38,8 @@ class EngineRequest:
     """Tokens that end the generation; the last one is reported, its text is not."""
     priority: int = 0
     """Lower runs sooner."""
+    blend: BlendPlan | None = None
+    """What to load from the chunk store or to capture into it; engines without one ignore it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,8 @@ class EngineOutput:
     """Prompt tokens whose KV was reused."""
     finish_reason: EngineFinish | None = None
     """Set on the last piece."""
+    chunk_use: ChunkUse | None = None
+    """What became of the request's `blend`; set on the last piece of a request that had one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +125,7 @@ class OutputStream:
             token_ids=tuple(token for piece in pieces for token in piece.token_ids),
             num_cached_tokens=pieces[-1].num_cached_tokens,
             finish_reason=pieces[-1].finish_reason,
+            chunk_use=pieces[-1].chunk_use,
         )
 
 
@@ -150,6 +159,11 @@ class Driver(Protocol):
 
     def load(self) -> EngineLoad:
         """Return what the engine is working on."""
+        ...
+
+    @property
+    def no_blend_reason(self) -> str | None:
+        """Return why requests are served exactly, or None where chunks can be blended."""
         ...
 
     async def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""What vLLM's engine is started with; imports no vLLM."""
+"""What vLLM's engine is started with; imports vLLM only where chunks' KV is kept."""
 
 from __future__ import annotations
 
@@ -40,6 +40,27 @@ def engine_arguments(config: ServingConfig, folder: str, *, on_gpu: bool) -> dic
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         **(_share_of_gpu(config) if on_gpu else whole_prefills),
+        **_chunk_kv(config),
+    }
+
+
+def _chunk_kv(config: ServingConfig) -> dict[str, Any]:
+    if not config.chunk_kv_bytes:
+        return {}
+    from vllm.config import KVTransferConfig
+
+    return {
+        "kv_transfer_config": KVTransferConfig(
+            kv_connector="ChunkKVConnector",
+            kv_connector_module_path="serving.chunk_kv.connector",
+            kv_role="kv_both",
+            kv_connector_extra_config={
+                "memory_bytes": config.chunk_kv_bytes,
+                "disk_bytes": config.chunk_kv_disk_bytes,
+                "folder": config.chunk_kv_folder,
+            },
+        ),
+        "worker_extension_cls": "serving.chunk_kv.engine_extension.ChunkKVWorker",
     }
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import time
 import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Literal
 
+from serving.chunk_kv.blend_plan import BlendPlan, ChunkUse, Repair
+from serving.chunk_kv.chunk_warmer import ChunkWarmer, WantedChunk
+from serving.chunk_kv.prompt_chunks import PromptChunks, prompt_chunks
 from serving.config import ServingConfig
 from serving.driver import Driver, EngineOutput, EngineRequest, OutputStream, StartTimings, choose_driver
 from serving.errors import GeneratorUnavailable, InvalidGeneration, Overloaded, PromptTooLong
 from serving.metrics import GeneratorMetrics
+from serving.prompt import encode_segments
 from serving.tokenizer import ModelTokenizer
 from serving.types import (
     FinishReason,
@@ -69,6 +75,7 @@ class LocalGenerator:
         self._starting: asyncio.Task[StartTimings] | None = None
         self._tokenizer: ModelTokenizer | None = None
         self._info: GeneratorInfo | None = None
+        self._warmer: ChunkWarmer | None = None
         self._stopped = False
 
     async def start(self) -> StartTimings:
@@ -93,11 +100,15 @@ class LocalGenerator:
             tokenizer_hash=tokenizer_hash(folder),
             max_model_len=self.config.max_model_len,
         )
+        if self._driver.no_blend_reason is None:
+            self._warmer = ChunkWarmer(self._driver)
         return timings
 
     async def stop(self) -> None:
         """Fail what is under way and free the model; safe to call twice."""
         self._stopped = True
+        if self._warmer is not None:
+            await self._warmer.stop()
         if self._driver is not None:
             await self._driver.stop()
 
@@ -119,7 +130,7 @@ class LocalGenerator:
         usage = TokenUsage()
         stream: OutputStream | None = None
         try:
-            engine_request = await self._engine_request(request)
+            engine_request, chunks = await self._engine_request(request)
             usage = TokenUsage(prompt_tokens=len(engine_request.token_ids))
             stream = driver.submit(engine_request)
             deadline_s = request.deadline_s or self.config.default_deadline_s
@@ -138,6 +149,9 @@ class LocalGenerator:
                 if output.finish_reason is None:
                     yield GeneratedChunk(output.text, output.token_ids)
                     continue
+                if chunks is not None and output.chunk_use is not None:
+                    usage = _with_chunks(usage, output.chunk_use)
+                    self._want(engine_request, chunks, output.chunk_use, request.tenant)
                 reason = reader.finish_reason(output)
                 yield GeneratedChunk(output.text, output.token_ids, reason, usage)
         except (asyncio.CancelledError, GeneratorExit):
@@ -180,8 +194,9 @@ class LocalGenerator:
         self._active.add(request_id)
         return request_id
 
-    async def _engine_request(self, request: GenerateRequest) -> EngineRequest:
-        token_ids = await self._encode(request.prompt)
+    async def _engine_request(self, request: GenerateRequest) -> tuple[EngineRequest, PromptChunks | None]:
+        segment_ids = await self._encode(request.prompt)
+        token_ids = list(chain.from_iterable(segment_ids))
         limit = self.config.max_model_len
         if not token_ids:
             raise InvalidGeneration("The prompt is empty; give it at least one segment with text.")
@@ -192,21 +207,48 @@ class LocalGenerator:
                 "send fewer or shorter passages, or serve a model with a longer window."
             )
         max_tokens = min(request.sampling.max_tokens, limit - len(token_ids))
-        return EngineRequest(
+        chunks = None
+        if request.reuse.mode == "blend" and self._warmer is not None:
+            chunks = prompt_chunks(request.prompt, segment_ids, self._chunk_scope(request.tenant))
+        repair = Repair(request.reuse.first_k, request.reuse.repair_share)
+        engine_request = EngineRequest(
             request_id=uuid.uuid4().hex,
             token_ids=token_ids,
             sampling=replace(request.sampling, max_tokens=max_tokens),
-            cache_salt=_tenant_salt(request.tenant),
+            # Approximate KV must not reach exact requests through the engine's prefix cache.
+            cache_salt=_salt(request.tenant) if chunks is None else _salt(request.tenant, str(repair)),
             stop_token_ids=self._tokenizer.end_ids if self._tokenizer is not None else (),
             priority=request.priority,
+            blend=None if chunks is None else BlendPlan(load=chunks.spans, repair=repair),
         )
+        return engine_request, chunks
 
-    async def _encode(self, prompt: Prompt) -> list[int]:
+    def _chunk_scope(self, tenant: str) -> str:
+        assert self._info is not None
+        parts = (self._info.model_hash, self._info.tokenizer_hash, self.config.dtype, tenant)
+        return json.dumps(parts)
+
+    def _want(self, request: EngineRequest, chunks: PromptChunks, use: ChunkUse, tenant: str) -> None:
+        """Have the chunks computed that a request would have liked to load."""
+        assert self._warmer is not None
+        missing = {span.key: span for span in chunks.spans if span.key in use.missing}
+        wanted = [
+            WantedChunk(*chunks.alone(span, request.token_ids), cache_salt=_salt(tenant))
+            for span in missing.values()
+        ]
+        self._warmer.want(wanted)
+
+    async def chunks_ready(self) -> None:
+        """Wait until the KV of every chunk asked for so far is computed, or was given up."""
+        if self._warmer is not None:
+            await self._warmer.wait()
+
+    async def _encode(self, prompt: Prompt) -> list[list[int]]:
         assert self._tokenizer is not None
         try:
             if sum(len(segment.text) for segment in prompt.segments) > LONG_PROMPT_CHARS:
-                return await asyncio.to_thread(self._tokenizer.encode_prompt, prompt)
-            return self._tokenizer.encode_prompt(prompt)
+                return await asyncio.to_thread(encode_segments, prompt, self._tokenizer)
+            return encode_segments(prompt, self._tokenizer)
         except UnicodeEncodeError as error:
             raise InvalidGeneration(
                 f"The prompt holds a lone surrogate ({error}), which is no character; "
@@ -216,7 +258,7 @@ class LocalGenerator:
     async def count_tokens(self, prompt: Prompt) -> int:
         """Return how many tokens the prompt encodes to."""
         self._ready_driver()
-        return len(await self._encode(prompt))
+        return sum(map(len, await self._encode(prompt)))
 
     async def info(self) -> GeneratorInfo:
         """Return what this generator is."""
@@ -268,8 +310,18 @@ def _check_request(request: GenerateRequest) -> None:
         raise InvalidGeneration(f"priority must be within +-{MAX_PRIORITY}, got {request.priority}")
 
 
-def _tenant_salt(tenant: str) -> str:
-    return hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()
+def _salt(tenant: str, *kind: str) -> str:
+    return hashlib.sha256("\0".join((tenant, *kind)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _with_chunks(usage: TokenUsage, use: ChunkUse) -> TokenUsage:
+    """Return usage in which the engine's cached tokens, which hold all that was promised, are told apart."""
+    return replace(
+        usage,
+        cached_tokens=max(usage.cached_tokens - use.loaded - use.computed, 0),
+        blended_tokens=use.loaded,
+        repaired_tokens=use.computed,
+    )
 
 
 class _DeadlineReader:

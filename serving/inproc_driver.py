@@ -59,6 +59,11 @@ class StepEngine(Protocol):
         """Free the model."""
         ...
 
+    @property
+    def no_blend_reason(self) -> str | None:
+        """Return why chunks' KV is not used, or None where it is."""
+        ...
+
 
 EngineBuilder = Callable[[ServingConfig, str], tuple[StepEngine, StartTimings]]
 """Makes the engine from settings and the model's folder; called on the driver's thread."""
@@ -119,6 +124,7 @@ class InprocDriver:
         self._held: News = []
         self._told_s = 0.0
         self._load = EngineLoad()
+        self._no_blend_reason: str | None = "the engine has not started"
         self._failure: str | None = None
         self._stopping = False
         self._gate = threading.Lock()
@@ -165,6 +171,11 @@ class InprocDriver:
         """Return what the engine is working on."""
         return self._load
 
+    @property
+    def no_blend_reason(self) -> str | None:
+        """Return why requests are served exactly, or None where chunks can be blended."""
+        return self._no_blend_reason
+
     async def stop(self) -> None:
         """Fail what is under way and free the model; safe to call twice."""
         thread = self._thread
@@ -183,6 +194,7 @@ class InprocDriver:
             self._failure = f"The engine could not load {self._config.model!r}: {error}"
             self._started.set_exception(ModelUnusable(self._failure))
             return
+        self._no_blend_reason = engine.no_blend_reason
         self._started.set_result(timings)
         reason = "The engine is stopping; send the request again once it is back."
         try:

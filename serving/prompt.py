@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, Protocol
 
 from serving.types import Prompt, Segment, SegmentKind
@@ -116,13 +117,15 @@ def chat_prompt(turns: Sequence[Turn]) -> Prompt:
     return Prompt((*segments, _answer_cue()))
 
 
-def encode_prompt(prompt: Prompt, encoder: TextEncoder) -> list[int]:
-    """Return the token ids of a prompt, segment by segment.
+def encode_segments(prompt: Prompt, encoder: TextEncoder) -> list[list[int]]:
+    """Return the token ids of each segment of a prompt.
 
     Encoding per segment makes equal segments equal token runs in every prompt and keeps control
     tokens of untrusted text inert.
     """
-    token_ids: list[int] = []
-    for segment in prompt.segments:
-        token_ids += encoder.encode(segment.text, trusted=segment.trusted)
-    return token_ids
+    return [encoder.encode(segment.text, trusted=segment.trusted) for segment in prompt.segments]
+
+
+def encode_prompt(prompt: Prompt, encoder: TextEncoder) -> list[int]:
+    """Return the token ids of a prompt: those of its segments, one after the other."""
+    return list(chain.from_iterable(encode_segments(prompt, encoder)))

@@ -12,6 +12,9 @@ from typing import Literal, Protocol
 SegmentKind = Literal["system", "tools", "passage", "memory", "history", "question", "answer"]
 """What a stretch of the prompt is for; kinds are ordered from most shared to least shared."""
 
+ReuseMode = Literal["exact", "blend"]
+"""Whether KV is reused for equal prefixes only, or also for chunks at other places."""
+
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 """Why a generation ended: end token or stop string, token limit, caller's cancel, caller's deadline."""
 
@@ -73,6 +76,28 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class KVReuse:
+    """How much of a prompt's KV may be taken from other prompts."""
+
+    mode: ReuseMode = "exact"
+    """`exact` reuses equal prefixes, which changes no answer. `blend` also takes the KV of chunks from the
+    chunk store, wherever they stand: sooner, and close to the exact answer. It is served exactly where the
+    model or the settings do not allow it; `TokenUsage.mode` says what was done."""
+    first_k: int = 16
+    """Tokens at the start of every blended chunk that are computed anew, 0 or more."""
+    repair_share: float = 0.0
+    """Share of all blended tokens that is computed anew, those whose keys differ most; 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("exact", "blend"):
+            raise ValueError(f"reuse.mode must be exact or blend, got {self.mode!r}")
+        if self.first_k < 0:
+            raise ValueError(f"reuse.first_k must be >= 0, got {self.first_k}")
+        if not 0.0 <= self.repair_share <= 1.0:
+            raise ValueError(f"reuse.repair_share must be in [0, 1], got {self.repair_share}")
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One generation asked of a `Generator`."""
 
@@ -88,6 +113,8 @@ class GenerateRequest:
     """Lower runs sooner: 0 a person waiting, 10 a grader, 20 a batch job."""
     deadline_s: float | None = None
     """Seconds from acceptance after which the engine stops working on it; None for no limit."""
+    reuse: KVReuse = KVReuse()
+    """What KV may be reused."""
 
     def __post_init__(self) -> None:
         if self.deadline_s is not None and self.deadline_s <= 0:
@@ -101,15 +128,26 @@ class TokenUsage:
     prompt_tokens: int = 0
     """Tokens in the prompt."""
     cached_tokens: int = 0
-    """Prompt tokens whose KV was reused."""
+    """Prompt tokens whose KV was that of an equal prefix."""
     completion_tokens: int = 0
     """Tokens generated."""
+    blended_tokens: int = 0
+    """Prompt tokens whose KV came from the chunk store."""
+    repaired_tokens: int = 0
+    """Tokens of a blended prompt computed up to its last chunk: repairs and what stands between chunks."""
+
+    @property
+    def mode(self) -> ReuseMode:
+        """Return whether any KV of this prompt was blended."""
+        return "blend" if self.blended_tokens else "exact"
 
     def __add__(self, other: TokenUsage) -> TokenUsage:
         return TokenUsage(
             self.prompt_tokens + other.prompt_tokens,
             self.cached_tokens + other.cached_tokens,
             self.completion_tokens + other.completion_tokens,
+            self.blended_tokens + other.blended_tokens,
+            self.repaired_tokens + other.repaired_tokens,
         )
 
 

@@ -15,7 +15,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from serving import vllm_values
 from serving.config import ServingConfig
-from serving.driver import EngineLoad, EngineOutput, EngineRequest
+from serving.driver import NO_CHUNK_KV, EngineLoad, EngineOutput, EngineRequest
 from serving.engine_arguments import engine_arguments
 
 PIECE_S = 0.05
@@ -42,8 +42,16 @@ class VllmEngine:
         vllm_values.register_architecture(folder)
         arguments = engine_arguments(config, folder, on_gpu=False)
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self.no_blend_reason = self._attach_chunk_kv(config)
+        """Why chunks' KV is not used, or None where it is."""
         self._engine_ids: dict[str, str] = {}
         self._steps_s: deque[float] = deque(maxlen=NUM_STEPS_TIMED)
+
+    def _attach_chunk_kv(self, config: ServingConfig) -> str | None:
+        if not config.chunk_kv_bytes:
+            return NO_CHUNK_KV
+        [reason] = self._engine.collective_rpc("attach_chunk_kv")
+        return reason
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request.

@@ -8,6 +8,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.transformers_utils.config import get_config
 
+from serving.chunk_kv.blend_plan import ChunkUse
 from serving.driver import EngineFinish, EngineOutput, EngineRequest
 
 
@@ -43,6 +44,7 @@ def sampling_params(request: EngineRequest, piece_tokens: int = 1) -> SamplingPa
         seed=sampling.seed,
         output_kind=RequestOutputKind.DELTA,
         stream_interval=piece_tokens,
+        extra_args={"kv_transfer_params": request.blend.params()} if request.blend else None,
     )
 
 
@@ -59,6 +61,7 @@ def engine_output(output: RequestOutput) -> EngineOutput:
         token_ids=tuple(completion.token_ids),
         num_cached_tokens=output.num_cached_tokens or 0,
         finish_reason=_finish_reason(completion.finish_reason),
+        chunk_use=ChunkUse.from_params(output.kv_transfer_params),
     )
 
 

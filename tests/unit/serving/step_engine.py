@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from serving.driver import EngineLoad, EngineOutput, EngineRequest, StartTimings
+from serving.driver import NO_CHUNK_KV, EngineLoad, EngineOutput, EngineRequest, StartTimings
 
 TOKEN = 97
 
@@ -25,6 +25,7 @@ class LetterEngine:
     num_steps: int = 0
     aborted: list[str] = field(default_factory=list)
     closed: bool = False
+    no_blend_reason: str | None = NO_CHUNK_KV
     requests: dict[str, EngineRequest] = field(default_factory=dict)
     written: dict[str, int] = field(default_factory=dict)
     seen: list[EngineRequest] = field(default_factory=list)

@@ -1,0 +1,95 @@
+"""One chunk's KV as one file: whole and checked, or not there."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+import xxhash
+
+from serving.chunk_kv.chunk import ChunkKV
+
+SUFFIX = ".safetensors"
+PARTIAL_SUFFIX = ".partial"
+"""Ends the names of files that were not finished; the owner of the folder may delete them."""
+
+
+class CorruptChunk(Exception):
+    """A file is not what was written: cut short, changed, or of another chunk."""
+
+
+def write_chunk(path: Path, key: str, chunk: ChunkKV) -> int:
+    """Write a chunk under another name and rename it into place; returns the size of the file in bytes.
+
+    Nothing is flushed to disk: after a power cut the checksum tells a torn file, and its chunk is computed
+    again.
+
+    Args:
+        path: Replaced when it exists.
+        key: The chunk's key, which the file must name when it is read.
+        chunk: Its KV; tensors on the host.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written to.
+    """
+    tensors = {"keys": chunk.keys_LTHD.contiguous(), "values": chunk.values_LTHD.contiguous()}
+    metadata = {"key": key, "start": str(chunk.start), "checksum": _checksum(tensors)}
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    try:
+        try:
+            safetensors.torch.save_file(tensors, partial, metadata)
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{path.name} cannot be written: {error}") from error
+        num_bytes = partial.stat().st_size
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return num_bytes
+
+
+def read_chunk(path: Path, key: str) -> ChunkKV:
+    """Return what `write_chunk` wrote.
+
+    Raises:
+        CorruptChunk: The file is torn, changed, or holds another key.
+        OSError: It cannot be read, or is not there.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in ("keys", "values")}
+        chunk = ChunkKV(tensors["keys"], tensors["values"], int(metadata["start"]))
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise CorruptChunk(f"{path.name}: {error}") from error
+    if metadata.get("key") != key:
+        raise CorruptChunk(f"{path.name} holds chunk {metadata.get('key')}, not {key}")
+    if metadata.get("checksum") != _checksum(tensors):
+        raise CorruptChunk(f"{path.name}: the checksum does not match")
+    return chunk
+
+
+def num_tokens_in(path: Path) -> int:
+    """Return the length of the chunk in a file, from its header alone.
+
+    Raises:
+        CorruptChunk: The header is not one of `write_chunk`, or the file is shorter than it says.
+        OSError: The file cannot be read.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.get_slice("keys").get_shape()[1]
+    except (safetensors.SafetensorError, KeyError, IndexError) as error:
+        raise CorruptChunk(f"{path.name}: {error}") from error
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    digest = xxhash.xxh3_128()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,21 @@
+"""What vLLM's worker gains: the connector gets hold of the model runner, which vLLM does not hand to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+from serving.chunk_kv.connector import ChunkKVConnector
+
+
+class ChunkKVWorker:
+    """Mixed into vLLM's worker (`worker_extension_cls`); called with `collective_rpc`."""
+
+    model_runner: Any
+
+    def attach_chunk_kv(self) -> str | None:
+        """Give the connector its model; returns why chunk KV is not used with it, or None where it is."""
+        connector = get_kv_transfer_group()
+        assert isinstance(connector, ChunkKVConnector)
+        return connector.attach(self.model_runner)
