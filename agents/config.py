@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agents.search_loop.limits import SearchLimits
+from serving.types import KVReuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,8 @@ class AgentsConfig:
     """Most quotes shown when a run abstains, 1 to 20."""
     quote_threshold: float = 0.2
     """Share of the question's content a quote must be about, in [0, 1]."""
+    reuse: KVReuse = field(default_factory=KVReuse)
+    """What KV of earlier prompts an answer may use: `exact`, or `blend` for passages wherever they stand."""
     search_loop: SearchLimits = field(default_factory=SearchLimits)
     """Limits of the `multi_hop` graph's loop; a model trained in the loop was trained within the same."""
     history_turns: int = 4

@@ -191,7 +191,11 @@ def _usage(usage: TokenUsage) -> dict[str, Any]:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "blended_tokens": usage.blended_tokens,
+            "repaired_tokens": usage.repaired_tokens,
+        },
     }
 
 

@@ -23,7 +23,11 @@ class GeneratorMetrics:
         self._running = self._gauge("running", "Requests that hold KV blocks.")
         self._waiting = self._gauge("waiting", "Requests accepted and not started.")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of ended requests.")
-        self._cached_tokens = self._counter("cached_tokens", "Prompt tokens whose KV was reused.")
+        self._cached_tokens = self._counter("cached_tokens", "Prompt tokens with the KV of an equal prefix.")
+        self._blended_tokens = self._counter("blended_tokens", "Prompt tokens with KV of the chunk store.")
+        self._repaired_tokens = self._counter(
+            "repaired_tokens", "Prompt tokens computed up to the last chunk of blended prompts."
+        )
         self._completion_tokens = self._counter("completion_tokens", "Tokens generated.")
         self._requests = Counter(
             "graft_generator_requests",
@@ -69,6 +73,8 @@ class GeneratorMetrics:
         self._requests.labels(reason or "error").inc()
         self._prompt_tokens.inc(usage.prompt_tokens)
         self._cached_tokens.inc(usage.cached_tokens)
+        self._blended_tokens.inc(usage.blended_tokens)
+        self._repaired_tokens.inc(usage.repaired_tokens)
         self._completion_tokens.inc(usage.completion_tokens)
         self._duration.observe(seconds)
         self._usage += usage

@@ -108,6 +108,7 @@ async def generate(state: RagState, runtime: Runtime[RunContext]) -> dict[str, A
         request_id=f"{context.run_id}-{state.get('num_model_calls', 0)}",
         tenant=context.tenant,
         deadline_s=context.remaining_s,
+        reuse=config.reuse,
     )
     draft, finish, used = await stream_text(request, runtime, fitted.num_tokens, SafeStream())
     return {

@@ -145,6 +145,7 @@ async def act(state: MultiHopState, runtime: Runtime[RunContext]) -> dict[str, A
         request_id=f"{context.run_id}-{state.get('num_model_calls', 0)}",
         tenant=context.tenant,
         deadline_s=context.remaining_s,
+        reuse=config.reuse,
     )
     text, finish, used = await stream_text(request, runtime, num_tokens, AnswerStream())
     spent = {"usage": used, "num_model_calls": 1}

@@ -1,0 +1,230 @@
+"""How soon an answer from passages begins when their KV is reused, and how much of it is.
+
+Run: `python -m benchmarks.serving_ttft [--quick] [--data DIR]`
+
+`cached`: prompts of five passages drawn from a pool whose KV is all in the store, in random order. Arms:
+`full` (nothing is reused), `blend_k16` and `blend_15` (first 16 tokens of each passage, or the 15 % that
+deviate most, computed anew). `trace`: questions on topics of Zipf popularity, each with five of its topic's
+eight passages in a noisy order; the store and the prefix cache begin empty in every repetition, and the KV of
+passages is computed between requests, while the engine is idle. Arms: `baseline` (vLLM's prefix cache,
+passages in the order of retrieval), `blend_k16`, `blend_15`.
+
+One engine, one request at a time, arms interleaved A B C C B A; speedups are ratios of medians of each
+repetition. The weights are those of `graft-mini`: what is measured is speed, not what the answers are worth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.report import Report
+from graft.config import REPOSITORY
+from serving.config import ServingConfig
+from serving.environment import engine_environment
+from serving.generator import LocalGenerator
+from serving.prompt import PromptPassage, rag_prompt
+from serving.types import GenerateRequest, KVReuse, Prompt, Sampling, TokenUsage
+
+PASSAGE_CHARS = 900
+"""About 270 tokens of graft-mini's tokenizer."""
+NUM_PASSAGES = 5
+NUM_TOPICS, TOPIC_PASSAGES = 24, 8
+ARMS = {
+    "exact": KVReuse(),
+    "blend_k16": KVReuse("blend", first_k=16),
+    "blend_15": KVReuse("blend", first_k=0, repair_share=0.15),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """One request up to its first token."""
+
+    ttft_s: float
+    """Seconds from the call to the first token."""
+    usage: TokenUsage
+    """What its prompt cost."""
+
+
+def passages() -> list[PromptPassage]:
+    """Return passages cut from the sample library, all different."""
+    found = []
+    for path in sorted((REPOSITORY / "sample_library" / "documents").glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        found += [
+            PromptPassage(f"{path.stem} {start}", path.stem, text[start : start + PASSAGE_CHARS])
+            for start in range(0, len(text) - PASSAGE_CHARS, PASSAGE_CHARS // 2)
+        ]
+    return found
+
+
+def zipf_trace(pool: Sequence[PromptPassage], num_requests: int, seed: int) -> list[Prompt]:
+    """Return prompts whose topics follow Zipf's law of exponent 1.
+
+    Args:
+        pool: At least topics times passages of a topic.
+        num_requests: Prompts.
+        seed: Of everything drawn.
+    """
+    luck = random.Random(seed)
+    topics = [
+        pool[start : start + TOPIC_PASSAGES]
+        for start in range(0, NUM_TOPICS * TOPIC_PASSAGES, TOPIC_PASSAGES)
+    ]
+    weights = [1 / rank for rank in range(1, len(topics) + 1)]
+    prompts = []
+    for number in range(num_requests):
+        [topic] = luck.choices(topics, weights)
+        # Passages near the topic's middle come first, with noise: the order of a retriever.
+        ranked = sorted(range(TOPIC_PASSAGES), key=lambda place: place + luck.gauss(0, 2))
+        chosen = [topic[place] for place in ranked[:NUM_PASSAGES]]
+        prompts.append(rag_prompt(f"Question {number}: what matters here?", chosen))
+    return prompts
+
+
+async def first_token(generator: LocalGenerator, prompt: Prompt, reuse: KVReuse, tenant: str) -> First:
+    """Return when a prompt's first token came and what it cost."""
+    request = GenerateRequest(prompt, Sampling(max_tokens=1), tenant=tenant, reuse=reuse)
+    began_s = time.perf_counter()
+    async with aclosing(generator.generate(request)) as chunks:
+        async for chunk in chunks:
+            if chunk.usage is not None:
+                return First(time.perf_counter() - began_s, chunk.usage)
+    raise RuntimeError("a request ended without usage")
+
+
+def interleaved(arms: Sequence[str], repetitions: int) -> list[str]:
+    """Return arms in the order A B C C B A .."""
+    orders = itertools.cycle((list(arms), list(arms)[::-1]))
+    return [arm for order in itertools.islice(orders, repetitions) for arm in order]
+
+
+async def cached(
+    report: Report, generator: LocalGenerator, pool: Sequence[PromptPassage], rounds: int
+) -> None:
+    """Measure prompts of stored passages against full prefills."""
+    luck = random.Random(0)
+    pool = pool[:40]
+    for start in range(0, len(pool), NUM_PASSAGES):
+        await first_token(
+            generator, rag_prompt("Warm.", pool[start : start + NUM_PASSAGES]), ARMS["blend_k16"], "cached"
+        )
+    await generator.chunks_ready()
+    firsts: dict[str, list[First]] = {"full": [], "blend_k16": [], "blend_15": []}
+    for number, arm in enumerate(interleaved(list(firsts), rounds)):
+        prompt = rag_prompt(f"Question {number}: what matters here?", luck.sample(pool, NUM_PASSAGES))
+        full = arm == "full"
+        reuse, tenant = ARMS["exact" if full else arm], f"full {number}" if full else "cached"
+        firsts[arm].append(await first_token(generator, prompt, reuse, tenant))
+    full_s = [first.ttft_s for first in firsts["full"]]
+    for arm, target in (("blend_k16", 5.0), ("blend_15", 3.0)):
+        ours = firsts[arm]
+        ratios = [there / first.ttft_s for there, first in zip(full_s, ours, strict=True)]
+        report.add(
+            f"cached_{arm}",
+            "ttft_speedup",
+            round(statistics.median(full_s) / statistics.median(first.ttft_s for first in ours), 2),
+            "ratio",
+            target=target,
+            better="higher",
+            quartiles=[round(value, 2) for value in statistics.quantiles(ratios, n=4)],
+            full_ms=round(1000 * statistics.median(full_s), 1),
+            ttft_ms=round(1000 * statistics.median(first.ttft_s for first in ours), 1),
+            prompt_tokens=round(statistics.mean(first.usage.prompt_tokens for first in ours)),
+            blended_tokens=round(statistics.mean(first.usage.blended_tokens for first in ours)),
+            repaired_tokens=round(statistics.mean(first.usage.repaired_tokens for first in ours)),
+            rounds=rounds,
+        )
+
+
+async def trace(
+    report: Report,
+    generator: LocalGenerator,
+    pool: Sequence[PromptPassage],
+    num_requests: int,
+    repetitions: int,
+) -> None:
+    """Measure a trace from an empty store, arm by arm."""
+    prompts = zipf_trace(pool, num_requests, seed=1)
+    runs: dict[str, list[list[First]]] = {"baseline": [], "blend_k16": [], "blend_15": []}
+    for number, arm in enumerate(interleaved(list(runs), repetitions)):
+        reuse, tenant, run = ARMS["exact" if arm == "baseline" else arm], f"trace {number}", []
+        for prompt in prompts:
+            run.append(await first_token(generator, prompt, reuse, tenant))
+            await generator.chunks_ready()
+        runs[arm].append(run)
+
+    def medians(arm: str) -> list[float]:
+        return [statistics.median(first.ttft_s for first in run) for run in runs[arm]]
+
+    def hits(arm: str) -> float:
+        return statistics.mean(
+            first.usage.cached_tokens + first.usage.blended_tokens for run in runs[arm] for first in run
+        )
+
+    for arm in ("blend_k16", "blend_15"):
+        ratios = [theirs / ours for theirs, ours in zip(medians("baseline"), medians(arm), strict=True)]
+        report.add(
+            arm,
+            "ttft_p50_speedup",
+            round(statistics.median(ratios), 2),
+            "ratio",
+            target=2.5,
+            better="higher",
+            runs=[round(value, 2) for value in ratios],
+            baseline_ms=round(1000 * statistics.median(medians("baseline")), 1),
+            ttft_ms=round(1000 * statistics.median(medians(arm)), 1),
+            completed=num_requests * repetitions,
+            rejected=0,
+        )
+        report.add(
+            arm,
+            "hit_tokens_ratio",
+            round(hits(arm) / max(hits("baseline"), 1.0), 2),
+            "ratio",
+            target=6.0,
+            better="higher",
+            baseline_tokens=round(hits("baseline")),
+            tokens=round(hits(arm)),
+        )
+
+
+async def measure(report: Report, *, quick: bool) -> None:
+    """Start the engine and measure every arm."""
+    config = ServingConfig(chunk_kv_bytes=2 << 30)
+    os.environ.update(engine_environment(config))  # Before torch is imported.
+    generator = LocalGenerator(config)
+    await generator.start()
+    try:
+        pool = passages()
+        await cached(report, generator, pool, 4 if quick else 20)
+        await trace(report, generator, pool, *((12, 1) if quick else (60, 5)))
+    finally:
+        await generator.stop()
+
+
+def main() -> None:
+    """Measure and keep the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="unused: passages are the sample library's")
+    parser.add_argument("--quick", action="store_true", help="few requests; keeps nothing")
+    options = parser.parse_args()
+    report = Report("serving_ttft", quick=options.quick)
+    asyncio.run(measure(report, quick=options.quick))
+    report.save()
+
+
+if __name__ == "__main__":
+    main()
