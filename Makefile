@@ -28,6 +28,7 @@ check: $(VENV)/.ready-dev
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.serving_ttft
 	$(BIN)/python -m benchmarks.reading
 	$(BIN)/python -m benchmarks.samples
 	$(BIN)/python -m benchmarks.retrieval_quality

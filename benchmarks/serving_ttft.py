@@ -63,7 +63,7 @@ def passages() -> list[PromptPassage]:
         text = path.read_text(encoding="utf-8")
         found += [
             PromptPassage(f"{path.stem} {start}", path.stem, text[start : start + PASSAGE_CHARS])
-            for start in range(0, len(text) - PASSAGE_CHARS, PASSAGE_CHARS // 2)
+            for start in range(0, len(text) - PASSAGE_CHARS, PASSAGE_CHARS // 4)
         ]
     return found
 

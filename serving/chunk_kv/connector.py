@@ -34,8 +34,8 @@ from serving.chunk_kv.supported_models import model_rotation, refusal
 
 logger = logging.getLogger(__name__)
 
-_CHECK_LAYERS = 2
-"""Layers computed for every loaded token to choose those to repair; the second layer's keys are compared."""
+_CHECK_LAYER = 1
+"""Layer whose keys are compared to choose tokens to repair; those before it are computed for all tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
                     name for groups in runner.attn_groups for group in groups for name in group.layer_names
                 ]
                 self._paged = PagedKV({name: layers[name] for name in names}, block_size)
-                self._forward = SegmentForward(runner, block_size)
+                self._forward = SegmentForward(runner, [layers[name] for name in names], block_size)
                 self._rotate = model_rotation(runner.model)
             except UnreadableCache as error:
                 reason = str(error)
@@ -245,26 +245,20 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
             return {}
         assert self._forward is not None
         assert self._paged is not None
-        layer = _CHECK_LAYERS - 1
-        slots, stored = {}, {}
-        for task in tasks:
+        prompts = [PromptRuns(task.token_ids, task.block_ids, [(task.begin, task.end)]) for task in tasks]
+        fresh_by_task = self._forward.keys(prompts, _CHECK_LAYER).split(
+            [task.end - task.begin for task in tasks]
+        )
+        found = {}
+        for task, fresh in zip(tasks, fresh_by_task, strict=True):
             positions = torch.cat(
                 [
                     torch.arange(begin, end, device=self._paged.device)
                     for begin, end, _ in loaded[task.request_id]
                 ]
             )
-            slots[task.request_id] = positions, self._forward.slots(task.block_ids, positions)
-            stored[task.request_id] = self._paged.read(layer, slots[task.request_id][1])[0]
-        self._forward.run(
-            [PromptRuns(task.token_ids, task.block_ids, [(task.begin, task.end)]) for task in tasks],
-            _CHECK_LAYERS,
-        )
-        found = {}
-        for task in tasks:
-            positions, where = slots[task.request_id]
-            fresh = self._paged.read(layer, where)[0]
-            deviation_T = (fresh.float() - stored[task.request_id].float()).square().sum(dim=(1, 2))
+            stored, _ = self._paged.read(_CHECK_LAYER, self._forward.slots(task.block_ids, positions))
+            deviation_T = (fresh[positions - task.begin].float() - stored.float()).square().sum(dim=(1, 2))
             num_chosen = min(round(task.plan.repair.share * len(positions)), len(positions))
             best = deviation_T.topk(num_chosen).indices
             found[task.request_id] = positions[best].tolist()

@@ -28,8 +28,12 @@ class PromptRuns:
     """Half-open ranges of positions, in order."""
 
 
-class _Stop(Exception):
-    """Ends a forward after the layers that were wanted."""
+class _Caught(Exception):
+    """Ends a forward at the keys that were wanted."""
+
+    def __init__(self, keys: torch.Tensor) -> None:
+        super().__init__()
+        self.keys = keys
 
 
 class SegmentForward:
@@ -37,11 +41,13 @@ class SegmentForward:
 
     Args:
         runner: vLLM's model runner, whose model is loaded and whose KV cache is laid out.
+        attention_layers: Its attention layers, in the order of the model.
         block_size: Tokens of a KV block.
     """
 
-    def __init__(self, runner: Any, block_size: int) -> None:
+    def __init__(self, runner: Any, attention_layers: Sequence[Any], block_size: int) -> None:
         self._runner = runner
+        self._attention_layers = attention_layers
         self._block_size = block_size
 
     def slots(self, block_ids: Sequence[int], positions: torch.Tensor) -> torch.Tensor:
@@ -50,13 +56,8 @@ class SegmentForward:
         return blocks[positions // self._block_size] * self._block_size + positions % self._block_size
 
     @torch.inference_mode()
-    def run(self, prompts: Sequence[PromptRuns], num_layers: int | None = None) -> None:
-        """Write the KV of the runs into the cache.
-
-        Args:
-            prompts: At least one run in all.
-            num_layers: Stop after so many layers; None for all.
-        """
+    def run(self, prompts: Sequence[PromptRuns]) -> None:
+        """Write the KV of the runs, of which there is at least one, into the cache."""
         rows = [(prompt, begin, end) for prompt in prompts for begin, end in prompt.runs]
         device = self._runner.device
         token_ids = torch.tensor(
@@ -77,20 +78,22 @@ class SegmentForward:
             num_tokens=len(token_ids),
             slot_mapping=dict.fromkeys(metadata, slots),
         ):
-            if num_layers is None or num_layers >= len(self.decoder_layers()):
-                runner.model(input_ids=token_ids, positions=positions)
-                return
-            hook = self.decoder_layers()[num_layers].register_forward_pre_hook(_stop)
-            try:
-                runner.model(input_ids=token_ids, positions=positions)
-            except _Stop:
-                pass
-            finally:
-                hook.remove()
+            runner.model(input_ids=token_ids, positions=positions)
 
-    def decoder_layers(self) -> Any:
-        """Return the model's list of decoder layers; raises AttributeError where it has none of that name."""
-        return self._runner.model.model.layers
+    def keys(self, prompts: Sequence[PromptRuns], layer_number: int) -> torch.Tensor:
+        """Return the runs' keys in one layer, [T, H, D] over all prompts in order, from the layers before it.
+
+        The KV of the runs in those layers is written into the cache; nothing of later layers is computed.
+        """
+        layer = self._attention_layers[layer_number]
+        hook = layer.register_forward_pre_hook(_catch)
+        try:
+            self.run(prompts)
+        except _Caught as caught:
+            return caught.keys.view(-1, layer.impl.num_kv_heads, layer.impl.head_size)
+        finally:
+            hook.remove()
+        raise RuntimeError(f"the model did not call its attention layer {layer_number}")
 
     def _metadata(
         self, rows: list[tuple[PromptRuns, int, int]], positions: Any, slots: Any
@@ -126,5 +129,5 @@ class SegmentForward:
         return metadata
 
 
-def _stop(*_: object) -> None:
-    raise _Stop
+def _catch(_: object, query_key_value: tuple[torch.Tensor, ...]) -> None:
+    raise _Caught(query_key_value[1])

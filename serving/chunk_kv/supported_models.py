@@ -27,10 +27,10 @@ def refusal(model: Any, vllm_config: Any, attn_groups: Any) -> str | None:
         return "the model is split over several workers"
     if vllm_config.speculative_config is not None:
         return "speculative decoding keeps a second cache"
-    if not hasattr(getattr(model, "model", None), "layers"):
-        return f"{type(model).__name__} has no list of decoder layers"
     if len(attn_groups) != 1:
         return f"the model keeps KV in {len(attn_groups)} groups of blocks, not in one"
+    if sum(len(group.layer_names) for group in attn_groups[0]) < 2:
+        return "the model has a single attention layer"
     layers = vllm_config.compilation_config.static_forward_context
     for group in attn_groups[0]:
         for name in group.layer_names:
