@@ -119,7 +119,7 @@ async def cached(
         await first_token(
             generator, rag_prompt("Warm.", pool[start : start + NUM_PASSAGES]), ARMS["blend_k16"], "cached"
         )
-    await generator.chunks_ready()
+    await generator.idle_work_done()
     firsts: dict[str, list[First]] = {"full": [], "blend_k16": [], "blend_15": []}
     for number, arm in enumerate(interleaved(list(firsts), rounds)):
         prompt = rag_prompt(f"Question {number}: what matters here?", luck.sample(pool, NUM_PASSAGES))
@@ -161,7 +161,7 @@ async def trace(
         reuse, tenant, run = ARMS["exact" if arm == "baseline" else arm], f"trace {number}", []
         for prompt in prompts:
             run.append(await first_token(generator, prompt, reuse, tenant))
-            await generator.chunks_ready()
+            await generator.idle_work_done()
         runs[arm].append(run)
 
     def medians(arm: str) -> list[float]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from serving.chunk_kv.quality_gate import GateConfig
 
 BUNDLED_MODEL = "graft-mini"
 """Name of the model that comes with this repository."""
@@ -48,6 +50,8 @@ class ServingConfig:
     """Disk space for the same beyond memory, 0 or more; needs `chunk_kv_folder`."""
     chunk_kv_folder: str | None = None
     """Folder for chunks' KV on disk, of this generator alone; it survives a restart."""
+    blend_gate: GateConfig = field(default_factory=GateConfig)
+    """How blended answers are checked, and what ends blending."""
     max_num_seqs: int = 32
     """Requests the engine works on at once, 1 to 1,024."""
     max_queued_requests: int = 256

@@ -40,6 +40,8 @@ class EngineRequest:
     """Lower runs sooner."""
     blend: BlendPlan | None = None
     """What to load from the chunk store or to capture into it; engines without one ignore it."""
+    num_logprobs: int = 0
+    """Likeliest tokens whose log-probabilities are reported, 0 to 20."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class EngineOutput:
     """Set on the last piece."""
     chunk_use: ChunkUse | None = None
     """What became of the request's `blend`; set on the last piece of a request that had one."""
+    first_logprobs: dict[int, float] | None = None
+    """Log-probabilities of the likeliest first tokens by id; set on the first piece, where asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +122,21 @@ class OutputStream:
         self._pieces = []
         if self._error is None:
             self._ready.clear()
-        if len(pieces) == 1:
-            return pieces[0]
-        return EngineOutput(
-            text="".join(piece.text for piece in pieces),
-            token_ids=tuple(token for piece in pieces for token in piece.token_ids),
-            num_cached_tokens=pieces[-1].num_cached_tokens,
-            finish_reason=pieces[-1].finish_reason,
-            chunk_use=pieces[-1].chunk_use,
-        )
+        return merge_outputs(pieces)
+
+
+def merge_outputs(pieces: list[EngineOutput]) -> EngineOutput:
+    """Return consecutive pieces of one request, at least one, as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return EngineOutput(
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(token for piece in pieces for token in piece.token_ids),
+        num_cached_tokens=pieces[-1].num_cached_tokens,
+        finish_reason=pieces[-1].finish_reason,
+        chunk_use=pieces[-1].chunk_use,
+        first_logprobs=pieces[0].first_logprobs,
+    )
 
 
 class Driver(Protocol):

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import time
 import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import Literal
 
 from serving.chunk_kv.blend_plan import BlendPlan, ChunkUse, Repair
-from serving.chunk_kv.chunk_warmer import ChunkWarmer, WantedChunk
+from serving.chunk_kv.idle_work import IdleWork, run_to_end
 from serving.chunk_kv.prompt_chunks import PromptChunks, prompt_chunks
+from serving.chunk_kv.quality_gate import QualityGate, compare
 from serving.config import ServingConfig
 from serving.driver import Driver, EngineOutput, EngineRequest, OutputStream, StartTimings, choose_driver
 from serving.errors import GeneratorUnavailable, InvalidGeneration, Overloaded, PromptTooLong
@@ -29,14 +32,21 @@ from serving.types import (
     GeneratorInfo,
     GeneratorStats,
     Prompt,
+    Sampling,
     TokenUsage,
 )
 from serving.weights import model_folder, model_hash, tokenizer_hash
+
+logger = logging.getLogger(__name__)
 
 LONG_PROMPT_CHARS = 20_000
 """Longer prompts are encoded off the event loop, so that others keep streaming."""
 ABORT_GRACE_S = 2.0
 """Longest wait for the engine to hand over what it holds of a request past its deadline."""
+CHECKED_TOKENS = 32
+"""Tokens of an answer that are compared when a blended one is checked."""
+CHECKED_LOGPROBS = 20
+"""Likeliest first tokens that are compared then."""
 MAX_SEED = 2**63 - 1
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
@@ -75,7 +85,8 @@ class LocalGenerator:
         self._starting: asyncio.Task[StartTimings] | None = None
         self._tokenizer: ModelTokenizer | None = None
         self._info: GeneratorInfo | None = None
-        self._warmer: ChunkWarmer | None = None
+        self._idle: IdleWork | None = None
+        self._gate = QualityGate(config.blend_gate)
         self._stopped = False
 
     async def start(self) -> StartTimings:
@@ -101,14 +112,14 @@ class LocalGenerator:
             max_model_len=self.config.max_model_len,
         )
         if self._driver.no_blend_reason is None:
-            self._warmer = ChunkWarmer(self._driver)
+            self._idle = IdleWork(self._driver)
         return timings
 
     async def stop(self) -> None:
         """Fail what is under way and free the model; safe to call twice."""
         self._stopped = True
-        if self._warmer is not None:
-            await self._warmer.stop()
+        if self._idle is not None:
+            await self._idle.stop()
         if self._driver is not None:
             await self._driver.stop()
 
@@ -151,7 +162,7 @@ class LocalGenerator:
                     continue
                 if chunks is not None and output.chunk_use is not None:
                     usage = _with_chunks(usage, output.chunk_use)
-                    self._want(engine_request, chunks, output.chunk_use, request.tenant)
+                    self._after_blend(engine_request, chunks, output.chunk_use, request.tenant)
                 reason = reader.finish_reason(output)
                 yield GeneratedChunk(output.text, output.token_ids, reason, usage)
         except (asyncio.CancelledError, GeneratorExit):
@@ -208,7 +219,7 @@ class LocalGenerator:
             )
         max_tokens = min(request.sampling.max_tokens, limit - len(token_ids))
         chunks = None
-        if request.reuse.mode == "blend" and self._warmer is not None:
+        if request.reuse.mode == "blend" and self.no_blend_reason is None:
             chunks = prompt_chunks(request.prompt, segment_ids, self._chunk_scope(request.tenant))
         repair = Repair(request.reuse.first_k, request.reuse.repair_share)
         engine_request = EngineRequest(
@@ -228,20 +239,51 @@ class LocalGenerator:
         parts = (self._info.model_hash, self._info.tokenizer_hash, self.config.dtype, tenant)
         return json.dumps(parts)
 
-    def _want(self, request: EngineRequest, chunks: PromptChunks, use: ChunkUse, tenant: str) -> None:
-        """Have the chunks computed that a request would have liked to load."""
-        assert self._warmer is not None
-        missing = {span.key: span for span in chunks.spans if span.key in use.missing}
-        wanted = [
-            WantedChunk(*chunks.alone(span, request.token_ids), cache_salt=_salt(tenant))
-            for span in missing.values()
-        ]
-        self._warmer.want(wanted)
+    @property
+    def no_blend_reason(self) -> str | None:
+        """Return why requests are served exactly, or None where chunks are blended."""
+        if self._driver is None:
+            return "the generator has not started"
+        return self._driver.no_blend_reason or self._gate.closed_reason
 
-    async def chunks_ready(self) -> None:
-        """Wait until the KV of every chunk asked for so far is computed, or was given up."""
-        if self._warmer is not None:
-            await self._warmer.wait()
+    def _after_blend(self, request: EngineRequest, chunks: PromptChunks, use: ChunkUse, tenant: str) -> None:
+        """Have the chunks computed that a request would have liked to load, and some answers checked."""
+        assert self._idle is not None
+        assert self._driver is not None
+        in_background = replace(request, cache_salt=_salt(tenant), priority=MAX_PRIORITY, blend=None)
+        for span in chunks.spans:
+            if span.key in use.missing:
+                token_ids, place = chunks.alone(span, request.token_ids)
+                capture = replace(
+                    in_background,
+                    request_id=uuid.uuid4().hex,
+                    token_ids=token_ids,
+                    sampling=Sampling(max_tokens=1),
+                    blend=BlendPlan(capture=(place,)),
+                )
+                self._idle.add(span.key, partial(run_to_end, self._driver, capture))
+        if use.loaded and self._gate.wants_check():
+            greedy = Sampling(max_tokens=min(CHECKED_TOKENS, request.sampling.max_tokens))
+            exact = replace(in_background, sampling=greedy, num_logprobs=CHECKED_LOGPROBS)
+            blended = replace(exact, cache_salt=request.cache_salt, blend=request.blend)
+            self._idle.add(f"check {request.request_id}", partial(self._check, exact, blended))
+
+    async def _check(self, exact: EngineRequest, blended: EngineRequest) -> None:
+        """Generate an answer both ways and tell the gate."""
+        assert self._driver is not None
+        answers = []
+        for request in (exact, blended):
+            output = await run_to_end(self._driver, replace(request, request_id=uuid.uuid4().hex))
+            answers.append((output.token_ids, output.first_logprobs or {}))
+        self._gate.record(compare(*answers))
+        self._metrics.checked(self._gate)
+        if self._gate.closed_reason is not None:
+            logger.warning("%s", self._gate.closed_reason)
+
+    async def idle_work_done(self) -> None:
+        """Wait until chunks asked for so far are computed and answers drawn for it are checked."""
+        if self._idle is not None:
+            await self._idle.wait()
 
     async def _encode(self, prompt: Prompt) -> list[list[int]]:
         assert self._tokenizer is not None
@@ -268,7 +310,7 @@ class LocalGenerator:
 
     async def stats(self) -> GeneratorStats:
         """Return the load now and the totals since start."""
-        return self._metrics.stats(*self._load())
+        return replace(self._metrics.stats(*self._load()), no_blend_reason=self.no_blend_reason)
 
     async def metrics_text(self) -> str:
         """Return the metrics in Prometheus' text format."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from serving.chunk_kv.quality_gate import QualityGate
 from serving.types import FinishReason, GeneratorStats, TokenUsage
 
 TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -29,6 +30,12 @@ class GeneratorMetrics:
             "repaired_tokens", "Prompt tokens computed up to the last chunk of blended prompts."
         )
         self._completion_tokens = self._counter("completion_tokens", "Tokens generated.")
+        self._blend_checks = self._counter("blend_checks", "Blended answers that were also made exactly.")
+        self._blend_kl = self._gauge(
+            "blend_kl", "Mean divergence of the first token in the last checks, nats."
+        )
+        self._blend_agreement = self._gauge("blend_agreement", "Mean share of equal tokens in them.")
+        self._blend_closed = self._gauge("blend_closed", "1 once blending was turned off by its checks.")
         self._requests = Counter(
             "graft_generator_requests",
             "Ended requests by reason.",
@@ -67,6 +74,13 @@ class GeneratorMetrics:
     def rejected(self) -> None:
         """Count a request refused because the queue was full."""
         self._rejected.inc()
+
+    def checked(self, gate: QualityGate) -> None:
+        """Count a check of a blended answer."""
+        self._blend_checks.inc()
+        self._blend_kl.set(gate.mean_kl)
+        self._blend_agreement.set(gate.mean_agreement)
+        self._blend_closed.set(gate.closed_reason is not None)
 
     def ended(self, reason: FinishReason | None, usage: TokenUsage, seconds: float) -> None:
         """Count a request that ended; None as reason for one that an engine failure ended."""

@@ -197,6 +197,8 @@ class GeneratorStats:
     """Of those, tokens whose KV was reused."""
     completion_tokens: int
     """Tokens generated for all requests that have ended."""
+    no_blend_reason: str | None = None
+    """Why requests with `reuse.mode="blend"` are served exactly, or None where they are blended."""
 
 
 class Generator(Protocol):

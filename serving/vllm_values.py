@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.model_executor.models.registry import ModelRegistry
-from vllm.outputs import RequestOutput
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.transformers_utils.config import get_config
 
@@ -44,6 +44,7 @@ def sampling_params(request: EngineRequest, piece_tokens: int = 1) -> SamplingPa
         seed=sampling.seed,
         output_kind=RequestOutputKind.DELTA,
         stream_interval=piece_tokens,
+        logprobs=request.num_logprobs or None,
         extra_args={"kv_transfer_params": request.blend.params()} if request.blend else None,
     )
 
@@ -62,7 +63,16 @@ def engine_output(output: RequestOutput) -> EngineOutput:
         num_cached_tokens=output.num_cached_tokens or 0,
         finish_reason=_finish_reason(completion.finish_reason),
         chunk_use=ChunkUse.from_params(output.kv_transfer_params),
+        first_logprobs=_first_logprobs(completion),
     )
+
+
+def _first_logprobs(completion: CompletionOutput) -> dict[int, float] | None:
+    """Return log-probabilities of a piece's first token."""
+    if not completion.logprobs:
+        return None
+    first = completion.logprobs[0]
+    return {token: value.logprob for token, value in first.items()} if first else None
 
 
 def _finish_reason(reason: str | None) -> EngineFinish | None:

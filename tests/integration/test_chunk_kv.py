@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from serving.chunk_kv.blend_plan import BlendPlan, ChunkSpan, ChunkUse, Repair
 from serving.chunk_kv.chunk import ChunkKV
+from serving.chunk_kv.quality_gate import GateConfig
 from serving.config import ServingConfig
 from serving.driver import EngineOutput, EngineRequest, StartTimings
 from serving.environment import engine_environment
@@ -270,10 +272,16 @@ EXACT, BLEND = KVReuse(), KVReuse("blend")
 
 
 @pytest.fixture
-async def generator(engine: Engine) -> AsyncIterator[LocalGenerator]:
+def gate() -> GateConfig:
+    return GateConfig(check_share=0.0)
+
+
+@pytest.fixture
+async def generator(engine: Engine, gate: GateConfig) -> AsyncIterator[LocalGenerator]:
     """The generator as it is served, over the module's engine, which outlives it."""
-    driver = InprocDriver(engine.config, "", build=lambda *_: (Unclosed(engine.vllm), StartTimings(0.0, 0.0)))
-    generator = LocalGenerator(engine.config, driver)
+    config = replace(engine.config, blend_gate=gate)
+    driver = InprocDriver(config, "", build=lambda *_: (Unclosed(engine.vllm), StartTimings(0.0, 0.0)))
+    generator = LocalGenerator(config, driver)
     await generator.start()
     yield generator
     await generator.stop()
@@ -307,7 +315,7 @@ async def test_chunks_are_computed_while_idle_and_blended_from_then_on(generator
     first, usage = await answer(generator, (0, 1, 2), BLEND, "new")
     assert first == exact
     assert (usage.mode, usage.blended_tokens, usage.repaired_tokens) == ("exact", 0, 0)
-    await generator.chunks_ready()
+    await generator.idle_work_done()
     _, usage = await answer(generator, (2, 0, 1), BLEND, "new")
     assert usage.mode == "blend"
     assert usage.prompt_tokens == before.prompt_tokens
@@ -321,14 +329,48 @@ async def test_chunks_are_computed_while_idle_and_blended_from_then_on(generator
 
 async def test_exact_requests_take_nothing_from_the_store(generator: LocalGenerator):
     await answer(generator, (0, 1), BLEND)
-    await generator.chunks_ready()
+    await generator.idle_work_done()
     _, usage = await answer(generator, (1, 0))
     assert (usage.mode, usage.blended_tokens, usage.repaired_tokens) == ("exact", 0, 0)
 
 
 async def test_a_tenant_does_not_get_what_another_had_computed(generator: LocalGenerator):
     await answer(generator, (0, 1), BLEND, "mine")
-    await generator.chunks_ready()
+    await generator.idle_work_done()
     _, mine = await answer(generator, (1, 0), BLEND, "mine")
     _, yours = await answer(generator, (1, 0), BLEND, "yours")
     assert (mine.mode, yours.mode) == ("blend", "exact")
+
+
+class TestGate:
+    """Blended answers are made again exactly, and blending ends where they differ."""
+
+    @pytest.fixture
+    def gate(self) -> GateConfig:
+        return GateConfig(window=2, max_kl=0.0001, min_agreement=1.0)
+
+    async def test_blending_ends_for_answers_that_diverge_and_exact_ones_go_on(
+        self, generator: LocalGenerator, caplog: pytest.LogCaptureFixture
+    ):
+        nothing = KVReuse("blend", first_k=0)
+        for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+            await answer(generator, order, nothing, "watched")
+            await generator.idle_work_done()
+        reason = (await generator.stats()).no_blend_reason
+        assert reason is not None
+        assert "over the last 2 answers checked" in reason
+        assert reason in caplog.text
+        text, usage = await answer(generator, (2, 0, 1), nothing, "watched")
+        assert usage.mode == "exact"
+        assert text == (await answer(generator, (2, 0, 1), tenant="watched"))[0]
+        metrics = await generator.metrics_text()
+        assert "graft_generator_blend_closed 1.0" in metrics
+        assert "graft_generator_blend_checks_total 2.0" in metrics
+
+    async def test_answers_equal_to_the_exact_ones_keep_it_open(self, generator: LocalGenerator):
+        # The first passage stands where its KV was computed, so nothing about it is approximate.
+        for first_k in range(3):
+            await answer(generator, (0,), KVReuse("blend", first_k=first_k), "open")
+            await generator.idle_work_done()
+        assert (await generator.stats()).no_blend_reason is None
+        assert "graft_generator_blend_agreement 1.0" in await generator.metrics_text()

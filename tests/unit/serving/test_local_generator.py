@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from step_engine import LetterEngine, build
 from tiny_model import build_tiny_model
 
+from serving.chunk_kv.idle_work import IdleWork, run_to_end
 from serving.config import ServingConfig
 from serving.driver import StartTimings
 from serving.errors import GeneratorUnavailable, InvalidGeneration, ModelUnusable, Overloaded, PromptTooLong
 from serving.generator import LocalGenerator
 from serving.inproc_driver import InprocDriver
-from serving.types import GeneratedChunk, GenerateRequest, Prompt, Sampling, Segment
+from serving.types import GeneratedChunk, GenerateRequest, KVReuse, Prompt, Sampling, Segment
 
 Start = Callable[..., Awaitable[LocalGenerator]]
 
@@ -265,3 +268,68 @@ async def test_a_reader_whose_loop_is_gone_frees_its_slot(start: Start) -> None:
             break
         await asyncio.sleep(0.02)
     assert len(engine.aborted) == 1
+
+
+async def test_a_blend_request_is_served_exactly_where_the_engine_keeps_no_chunks(start: Start) -> None:
+    engine = LetterEngine()
+    generator = await start(engine)
+    prompt = Prompt((Segment("passage", "write", chunk_id="a"),))
+    chunks = await collect(generator, GenerateRequest(prompt, Sampling(max_tokens=2), reuse=KVReuse("blend")))
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.mode == "exact"
+    assert [request.blend for request in engine.seen] == [None]
+    assert (await generator.stats()).no_blend_reason == "serving.chunk_kv_bytes is 0"
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not come true in 5 s")
+
+
+async def test_work_for_idle_times_waits_until_no_request_runs(start: Start) -> None:
+    engine = LetterEngine(step_s=0.005)
+    generator = await start(engine)
+    driver = generator._driver
+    assert driver is not None
+    idle = IdleWork(driver)
+    running = asyncio.create_task(collect(generator, ask(60)))
+    await until(lambda: bool(engine.seen))
+    request = replace(engine.seen[0], request_id="background", sampling=Sampling(max_tokens=3))
+    idle.add("first", partial(run_to_end, driver, request))
+    await idle.wait()
+    assert running.done(), "the request that was waited for ends first"
+    assert idle.num_done == 1
+    assert [one.request_id for one in engine.seen][1:] == ["background"]
+
+
+async def test_work_that_the_engine_refuses_is_given_up_and_the_next_is_done(start: Start) -> None:
+    engine = LetterEngine()
+    generator = await start(engine)
+    driver = generator._driver
+    assert driver is not None
+    await collect(generator, ask(1))
+    idle = IdleWork(driver)
+    for number, stop in enumerate([("refuse me",), ()]):
+        sampling = Sampling(max_tokens=2, stop=stop)
+        request = replace(engine.seen[0], request_id=f"job {number}", sampling=sampling)
+        idle.add(f"job {number}", partial(run_to_end, driver, request))
+    await idle.wait()
+    assert idle.num_done == 1
+
+
+async def test_stopped_idle_work_leaves_nothing_in_the_engine(start: Start) -> None:
+    engine = LetterEngine(step_s=0.01)
+    generator = await start(engine)
+    driver = generator._driver
+    assert driver is not None
+    await collect(generator, ask(1))
+    idle = IdleWork(driver)
+    request = replace(engine.seen[0], request_id="long", sampling=Sampling(max_tokens=2000))
+    idle.add("long", partial(run_to_end, driver, request))
+    await until(lambda: len(engine.seen) == 2)
+    await idle.stop()
+    await until(lambda: not engine.busy())
+    assert engine.aborted == ["long"]
