@@ -34,7 +34,7 @@ from agents.state import RagState
 from retrieval.errors import IndexUnavailable
 from retrieval.types import Hit, Passage
 from serving.errors import Overloaded
-from serving.types import GenerateRequest, Generator, GeneratorStats
+from serving.types import GenerateRequest, Generator, GeneratorStats, KVReuse
 
 TEXT = "PagedAttention was created at UC Berkeley in 2023. It stores keys and values in blocks of 16 tokens."
 QUESTION = "Where was PagedAttention created?"
@@ -219,6 +219,13 @@ async def test_filters_and_tenant_reach_the_search_and_the_engine():
     (request,) = retriever.requests
     assert (request.tenant, request.library, request.document_ids) == ("acme", "default", ("doc-notes.md",))
     assert generator.requests[0].tenant == "acme"
+
+
+async def test_a_run_reuses_kv_as_its_configuration_says(graph: str):
+    generator = scripted()
+    await collect(pipeline(generator, config=AgentsConfig(reuse=KVReuse("blend", first_k=4))))
+    assert {request.reuse for request in generator.requests} == {KVReuse("blend", first_k=4)}
+    assert any(segment.chunk_id for request in generator.requests for segment in request.prompt.segments)
 
 
 @pytest.mark.parametrize(

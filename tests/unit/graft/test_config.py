@@ -7,6 +7,7 @@ import pytest
 
 from graft.config import GraftConfig, ServerConfig, load_config
 from graft.errors import ConfigError
+from serving.types import KVReuse
 
 
 def write(folder: Path, text: str) -> Path:
@@ -22,6 +23,16 @@ def test_file_and_overrides_build_nested_config(tmp_path):
     assert config.agents.k_passages == 3
     assert config.serving.model == "some/model"
     assert config.ray.address is None
+
+
+def test_a_file_turns_blending_on(tmp_path):
+    path = write(
+        tmp_path, '[serving]\nchunk_kv_bytes = 1048576\n[agents.reuse]\nmode = "blend"\nfirst_k = 8\n'
+    )
+    config = load_config(path, ["serving.blend_gate.window=4"])
+    assert config.agents.reuse == KVReuse("blend", first_k=8)
+    assert config.serving.chunk_kv_bytes == 1_048_576
+    assert config.serving.blend_gate.window == 4
 
 
 def test_file_in_current_folder_is_read(tmp_path, monkeypatch):
@@ -42,6 +53,8 @@ def test_file_in_current_folder_is_read(tmp_path, monkeypatch):
         ("not toml", [], "cannot be read as TOML"),
         ("", ["server.port"], "--set takes key=value"),
         ("", ["server.port.x=1", "server.port=2", "server.port.y=1"], "server"),
+        ("[agents.reuse]\nmode = 'blnd'\n", [], "reuse.mode must be exact or blend, got 'blnd'"),
+        ("[serving]\nchunk_kv_disk_bytes = 1\n", [], "serving.chunk_kv_disk_bytes needs a folder"),
         ("[serving]\ndevice = 'tpu'\n", [], "serving.device must be one of auto, cpu, cuda, got 'tpu'"),
     ],
 )
