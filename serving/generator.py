@@ -143,6 +143,8 @@ class LocalGenerator:
         try:
             engine_request, chunks = await self._engine_request(request)
             usage = TokenUsage(prompt_tokens=len(engine_request.token_ids))
+            if self._idle is not None:
+                self._idle.make_way()
             stream = driver.submit(engine_request)
             deadline_s = request.deadline_s or self.config.default_deadline_s
             reader = _DeadlineReader(

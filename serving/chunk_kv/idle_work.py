@@ -31,6 +31,8 @@ class IdleWork:
         self._driver = driver
         self._waiting: OrderedDict[str, Job] = OrderedDict()
         self._running: asyncio.Task[None] | None = None
+        self._job: asyncio.Future[object] | None = None
+        self._makes_way = False
         self.num_done = 0
         """Jobs that have ended well."""
 
@@ -41,6 +43,12 @@ class IdleWork:
             self._waiting.popitem(last=False)
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
+
+    def make_way(self) -> None:
+        """Abort the job under way, since a request has come; it is the next one to be done."""
+        if self._job is not None and not self._job.done():
+            self._makes_way = True
+            self._job.cancel()
 
     async def wait(self) -> None:
         """Wait until no job is left."""
@@ -61,9 +69,16 @@ class IdleWork:
                 await asyncio.sleep(IDLE_LOOK_S)
                 continue
             name, job = self._waiting.popitem(last=False)
+            self._job = asyncio.ensure_future(job())
             try:
-                await job()
+                await self._job
                 self.num_done += 1
+            except asyncio.CancelledError:
+                if not self._makes_way:
+                    raise
+                self._makes_way = False
+                self._waiting[name] = job
+                self._waiting.move_to_end(name, last=False)
             except ServingError as error:
                 logger.warning("work for idle times (%s) was given up: %s", name, error)
 

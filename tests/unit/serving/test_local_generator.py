@@ -305,6 +305,24 @@ async def test_work_for_idle_times_waits_until_no_request_runs(start: Start) -> 
     assert [one.request_id for one in engine.seen][1:] == ["background"]
 
 
+async def test_work_for_idle_times_makes_way_for_a_request_and_is_done_after_it(start: Start) -> None:
+    engine = LetterEngine(step_s=0.005)
+    generator = await start(engine)
+    driver = generator._driver
+    assert driver is not None
+    await collect(generator, ask(1))
+    generator._idle = IdleWork(driver)
+    request = replace(engine.seen[0], request_id="background", sampling=Sampling(max_tokens=100))
+    generator._idle.add("job", partial(run_to_end, driver, request))
+    await until(lambda: len(engine.seen) == 2)
+    chunks = await collect(generator, ask(3))
+    assert "".join(chunk.text for chunk in chunks) == "aaa"
+    assert engine.aborted == ["background"]
+    await generator.idle_work_done()
+    assert generator._idle.num_done == 1
+    assert [one.request_id for one in engine.seen].count("background") == 2
+
+
 async def test_work_that_the_engine_refuses_is_given_up_and_the_next_is_done(start: Start) -> None:
     engine = LetterEngine()
     generator = await start(engine)
