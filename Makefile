@@ -18,7 +18,7 @@ chat: setup
 	$(BIN)/graft up
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .

@@ -39,59 +39,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         last_resort.cancel()
 
 
-PLATFORM_MODULES = frozenset(
-    (
-        "test_cli.py",
-        "test_engine.py",
-        "test_generator.py",
-        "test_graft_mini.py",
-        "test_graph.py",
-        "test_graph_reader.py",
-        "test_http.py",
-        "test_index_commands.py",
-        "test_index_operations.py",
-        "test_ingest_in_place.py",
-        "test_pipeline.py",
-        "test_platform.py",
-        "test_recovery.py",
-        "test_release_follows.py",
-        "test_sample_questions.py",
-        "test_sdk.py",
-    )
-)
-"""Modules that share the session's platform, and so one worker of `pytest -n`."""
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let workers begin with what takes long, so that they end together; see `Lanes`."""
-    for item in items:
-        if "platform" in getattr(item, "fixturenames", ()) and item.path.name not in PLATFORM_MODULES:
-            raise pytest.UsageError(f"{item.path.name} uses the platform: add it to PLATFORM_MODULES")
-    if hasattr(config, "workerinput"):
-        items.sort(
-            key=lambda item: (item.path.name not in PLATFORM_MODULES, "/unit/" in item.path.as_posix())
-        )
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Return what hands tests to the workers of `pytest -n`."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Lanes(LoadScopeScheduling):
-        """Keeps on one worker what shares the platform, and every other module with itself.
-
-        `--dist loadgroup` would do, but has no effect with pytest 9.2 (pytest-xdist 3.8 renames tests through
-        an attribute that is gone).
-        """
-
-        def _split_scope(self, nodeid: str) -> str:
-            module = nodeid.partition("::")[0]
-            return "platform" if Path(module).name in PLATFORM_MODULES else module
-
-    config.option.loadscopereorder = False
-    return Lanes(config, log)
-
-
 def _end_the_run(item: pytest.Item) -> None:
     item.config.pluginmanager.getplugin("capturemanager").suspend_global_capture(in_=True)
     sys.stdout.flush()

@@ -1,0 +1,381 @@
+"""Chunks' KV in the real engine: loaded anywhere, repaired, never mixed with what is exact."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from serving.chunk_kv.blend_plan import BlendPlan, ChunkSpan, ChunkUse, Repair
+from serving.chunk_kv.chunk import ChunkKV
+from serving.chunk_kv.quality_gate import GateConfig
+from serving.config import ServingConfig
+from serving.driver import EngineOutput, EngineRequest, StartTimings
+from serving.environment import engine_environment
+from serving.generator import LocalGenerator
+from serving.inproc_driver import InprocDriver
+from serving.prompt import PromptPassage, rag_prompt
+from serving.types import GenerateRequest, KVReuse, Sampling, TokenUsage
+from serving.weights import model_folder
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(600),
+    # vLLM 0.32 and torch 2.13 while the engine is made in this process.
+    pytest.mark.filterwarnings("ignore:.torch.jit.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.distributed.reduce_op.*:FutureWarning"),
+]
+
+FRESH = itertools.count()
+GENERATOR = torch.Generator().manual_seed(0)
+EVERYTHING = Repair(first_k=10_000)
+NOTHING = Repair(first_k=0)
+
+
+def ids(num_tokens: int) -> list[int]:
+    return torch.randint(100, 4000, (num_tokens,), generator=GENERATOR).tolist()
+
+
+SYSTEM, QUESTION, GAP = ids(37), ids(21), ids(5)
+CHUNKS = {name: ids(length) for name, length in (("a", 70), ("b", 95), ("c", 64))}
+
+
+class Engine:
+    """The real engine, one request at a time or several at once, and its store."""
+
+    def __init__(self, config: ServingConfig) -> None:
+        from serving.chunk_kv import connector
+        from serving.vllm_engine import VllmEngine
+
+        self.vllm = VllmEngine(config, str(model_folder(config.model)))
+        self.config = config
+        [self.shared] = connector._SHARED.values()
+        self.store = self.shared.store
+
+    def run(self, *requests: EngineRequest) -> list[tuple[tuple[int, ...], EngineOutput]]:
+        """Return each request's tokens and last output."""
+        for request in requests:
+            self.vllm.add(request)
+        tokens: dict[str, tuple[int, ...]] = {request.request_id: () for request in requests}
+        last: dict[str, EngineOutput] = {}
+        while self.vllm.busy():
+            for request_id, output in self.vllm.step():
+                tokens[request_id] += output.token_ids
+                last[request_id] = output
+        return [(tokens[request.request_id], last[request.request_id]) for request in requests]
+
+    def kv(self, key: str) -> ChunkKV:
+        found = self.store.get(key)
+        assert found is not None
+        return found
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with pytest.MonkeyPatch.context() as patch:
+        config = ServingConfig(
+            chunk_kv_bytes=256 << 20,
+            chunk_kv_disk_bytes=256 << 20,
+            chunk_kv_folder=str(tmp_path_factory.mktemp("chunks")),
+            kv_cache_bytes=64 << 20,
+        )
+        for name, value in engine_environment(config).items():
+            patch.setenv(name, value)
+        engine = Engine(config)
+        yield engine
+        engine.vllm.close()
+
+
+def request(
+    token_ids: list[int], plan: BlendPlan | None, salt: str = "", max_tokens: int = 8
+) -> EngineRequest:
+    number = next(FRESH)
+    sampling = Sampling(max_tokens=max_tokens)
+    return EngineRequest(f"r{number}", token_ids, sampling, salt or f"salt {number}", blend=plan)
+
+
+def prompt(*names: str) -> tuple[list[int], tuple[ChunkSpan, ...]]:
+    """Return a prompt with chunks in an order, and where they are."""
+    token_ids, spans = list(SYSTEM), []
+    for name in names:
+        token_ids += GAP
+        spans.append(ChunkSpan(len(token_ids), len(token_ids) + len(CHUNKS[name]), name))
+        token_ids += CHUNKS[name]
+    return token_ids + QUESTION, tuple(spans)
+
+
+def capture_alone(engine: Engine, *names: str) -> None:
+    """Put chunks into the store, each computed after the system turn alone."""
+    for name in names:
+        token_ids, [span] = prompt(name)
+        engine.run(request(token_ids[: span.end], BlendPlan(capture=(span,)), max_tokens=1))
+        assert engine.kv(name).num_tokens == len(CHUNKS[name])
+
+
+def whole(token_ids: list[int], key: str) -> ChunkSpan:
+    return ChunkSpan(0, len(token_ids), key)
+
+
+@pytest.mark.parametrize("repair", [EVERYTHING, Repair(first_k=0, share=1.0)])
+def test_everything_repaired_is_the_exact_prefill(engine: Engine, repair: Repair):
+    capture_alone(engine, "a", "b", "c")
+    token_ids, spans = prompt("c", "a", "b")
+    [(exact, _)] = engine.run(request(token_ids, BlendPlan(capture=(whole(token_ids, "exact"),))))
+    blend = BlendPlan(load=spans, capture=(whole(token_ids, "blended"),), repair=repair)
+    [(blended, output)] = engine.run(request(token_ids, blend))
+    assert output.chunk_use == ChunkUse(0, spans[-1].end, ())
+    assert blended == exact
+    wanted, found = engine.kv("exact"), engine.kv("blended")
+    assert (found.keys_LTHD - wanted.keys_LTHD).abs().max() < 1e-5 * wanted.keys_LTHD.abs().max()
+    assert (found.values_LTHD - wanted.values_LTHD).abs().max() < 1e-5 * wanted.values_LTHD.abs().max()
+
+
+def test_loaded_keys_are_turned_to_where_they_stand(engine: Engine):
+    capture_alone(engine, "a", "b")
+    token_ids, spans = prompt("b", "a")
+    engine.run(request(token_ids, BlendPlan(capture=(whole(token_ids, "exact"),))))
+    plan = BlendPlan(load=spans, capture=(whole(token_ids, "blended"),), repair=NOTHING)
+    [(_, output)] = engine.run(request(token_ids, plan))
+    assert output.chunk_use is not None
+    assert output.chunk_use.loaded == len(CHUNKS["a"]) + len(CHUNKS["b"])
+    # The first layer's KV depends on a token and its place alone; the first chunk saw what it sees here.
+    for layers, tokens in ((slice(0, 1), slice(0, None)), (slice(None), slice(0, spans[0].end))):
+        for kind in ("keys_LTHD", "values_LTHD"):
+            wanted = getattr(engine.kv("exact"), kind)[layers, tokens]
+            found = getattr(engine.kv("blended"), kind)[layers, tokens]
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    far = (engine.kv("blended").keys_LTHD - engine.kv("exact").keys_LTHD)[-1, spans[1].start : spans[1].end]
+    assert far.abs().max() > 1e-3, "the second chunk should have been taken from the store, not computed"
+
+
+def test_the_first_tokens_of_each_chunk_are_computed_again(engine: Engine):
+    capture_alone(engine, "a", "b")
+    token_ids, spans = prompt("b", "a")
+    plan = BlendPlan(load=spans, repair=Repair(first_k=16))
+    [(_, output)] = engine.run(request(token_ids, plan))
+    gaps = spans[0].start + len(GAP)
+    assert output.chunk_use == ChunkUse(spans[-1].end - gaps - 32, gaps + 32, ())
+
+
+def test_deviation_repairs_the_share_asked_for_and_comes_closer_than_chance(engine: Engine):
+    capture_alone(engine, "a", "b", "c")
+    token_ids, spans = prompt("c", "a", "b")
+    engine.run(request(token_ids, BlendPlan(capture=(whole(token_ids, "exact"),))))
+    errors = {}
+    for share in (0.0, 0.3):
+        plan = BlendPlan(spans, (whole(token_ids, "blended"),), Repair(0, share))
+        [(_, output)] = engine.run(request(token_ids, plan))
+        assert output.chunk_use is not None
+        num_loaded = sum(map(len, CHUNKS.values()))
+        assert output.chunk_use.loaded == num_loaded - round(share * num_loaded)
+        errors[share] = (engine.kv("blended").values_LTHD - engine.kv("exact").values_LTHD).square().sum()
+    assert errors[0.3] < 0.7 * errors[0.0]
+
+
+def test_a_chunk_that_is_not_stored_is_computed_and_named(engine: Engine):
+    capture_alone(engine, "a")
+    token_ids, spans = prompt("a", "b")
+    spans = (spans[0], ChunkSpan(spans[1].start, spans[1].end, "nowhere"))
+    [(exact, _)] = engine.run(request(token_ids, None))
+    [(blended, output)] = engine.run(request(token_ids, BlendPlan(load=spans, repair=NOTHING)))
+    assert output.chunk_use is not None
+    assert (output.chunk_use.loaded, output.chunk_use.missing) == (len(CHUNKS["a"]), ("nowhere",))
+    # "a" stands where it was computed, and all else is computed here: nothing is approximate.
+    assert blended == exact
+
+
+def test_a_chunk_whose_file_is_damaged_is_computed(engine: Engine):
+    capture_alone(engine, "a", "b")
+    engine.store.flush()
+    for name in "ab":
+        path = Path(str(engine.store._folder)) / f"{name}.safetensors"
+        path.write_bytes(path.read_bytes()[:-9])
+        with engine.store._lock:
+            engine.store._drop_from_memory(name)
+    token_ids, spans = prompt("b", "a")
+    [(exact, _)] = engine.run(request(token_ids, None))
+    [(blended, output)] = engine.run(request(token_ids, BlendPlan(load=spans, repair=NOTHING)))
+    assert blended == exact
+    assert output.chunk_use == ChunkUse(0, spans[-1].end, ("b", "a"))
+    assert engine.store.stats().corrupt == 2
+
+
+def test_a_chunk_of_another_model_is_computed(engine: Engine):
+    engine.store.put(
+        "a", ChunkKV(torch.zeros(1, len(CHUNKS["a"]), 1, 8), torch.zeros(1, len(CHUNKS["a"]), 1, 8), 0)
+    )
+    token_ids, spans = prompt("a")
+    [(exact, _)] = engine.run(request(token_ids, None))
+    [(blended, output)] = engine.run(request(token_ids, BlendPlan(load=spans, repair=NOTHING)))
+    assert blended == exact
+    assert output.chunk_use == ChunkUse(0, spans[-1].end, ())
+
+
+def test_requests_of_one_step_are_blended_each_by_its_own_plan(engine: Engine):
+    capture_alone(engine, "a", "b", "c")
+    orders = [("a", "b"), ("c", "a", "b"), ("b",)]
+    alone = [engine.run(request(ids, BlendPlan(load=spans)))[0][0] for ids, spans in map(prompt_of, orders)]
+    mixed = [request(ids, BlendPlan(load=spans)) for ids, spans in map(prompt_of, orders)]
+    exact_ids, _ = prompt("b", "c")
+    [(exact, _)] = engine.run(request(exact_ids, None))
+    together = engine.run(*mixed, request(exact_ids, None))
+    assert [tokens for tokens, _ in together] == [*alone, exact]
+
+
+def prompt_of(names: tuple[str, ...]) -> tuple[list[int], tuple[ChunkSpan, ...]]:
+    return prompt(*names)
+
+
+def test_blended_kv_never_reaches_an_exact_request(engine: Engine):
+    capture_alone(engine, "a", "b")
+    token_ids, spans = prompt("b", "a")
+    engine.run(request(token_ids, BlendPlan(load=spans, repair=NOTHING), salt="tenant blended"))
+    [(_, first)] = engine.run(request(token_ids, None, salt="tenant exact"))
+    assert first.num_cached_tokens == 0
+    [(_, again)] = engine.run(
+        request(token_ids, BlendPlan(load=spans, repair=NOTHING), salt="tenant blended")
+    )
+    assert again.num_cached_tokens >= spans[-1].end - 32, "the blended prefix itself is reused"
+
+
+def test_an_aborted_blend_leaves_no_block_and_no_record(engine: Engine):
+    capture_alone(engine, "a", "b")
+    token_ids, spans = prompt("b", "a")
+    asked = request(token_ids, BlendPlan(load=spans), max_tokens=500)
+    engine.vllm.add(asked)
+    engine.vllm.step()
+    engine.vllm.abort(asked.request_id)
+    assert not engine.vllm.busy()
+    engine.run(request(token_ids, None))
+    assert engine.vllm.load().num_running == 0
+    assert not engine.shared.uses
+    scheduler = engine.vllm._engine.engine_core.engine_core.scheduler
+    pool = scheduler.kv_cache_manager.block_pool
+    assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "all but the null block are free"
+
+
+PASSAGES = [
+    PromptPassage(f"chunk {number}", f"Note {number}", text * 6)
+    for number, text in enumerate(
+        (
+            "Paged attention keeps the KV cache in blocks that need not be neighbours. ",
+            "A radix tree finds the longest prefix that two prompts share. ",
+            "Rotary embeddings turn keys by an angle that grows with the position. ",
+        )
+    )
+]
+EXACT, BLEND = KVReuse(), KVReuse("blend")
+
+
+@pytest.fixture
+def gate() -> GateConfig:
+    return GateConfig(check_share=0.0)
+
+
+@pytest.fixture
+async def generator(engine: Engine, gate: GateConfig) -> AsyncIterator[LocalGenerator]:
+    """The generator as it is served, over the module's engine, which outlives it."""
+    config = replace(engine.config, blend_gate=gate)
+    driver = InprocDriver(config, "", build=lambda *_: (Unclosed(engine.vllm), StartTimings(0.0, 0.0)))
+    generator = LocalGenerator(config, driver)
+    await generator.start()
+    yield generator
+    await generator.stop()
+
+
+class Unclosed:
+    """An engine that stays when its driver stops."""
+
+    def __init__(self, vllm: object) -> None:
+        self._vllm = vllm
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._vllm, name)
+
+    def close(self) -> None:
+        pass
+
+
+async def answer(
+    generator: LocalGenerator, order: tuple[int, ...], reuse: KVReuse = EXACT, tenant: str = "default"
+) -> tuple[str, TokenUsage]:
+    prompt = rag_prompt("What is paged attention?", [PASSAGES[number] for number in order])
+    asked = GenerateRequest(prompt, Sampling(max_tokens=12), tenant=tenant, reuse=reuse)
+    chunks = [chunk async for chunk in generator.generate(asked)]
+    assert chunks[-1].usage is not None
+    return "".join(chunk.text for chunk in chunks), chunks[-1].usage
+
+
+async def test_chunks_are_computed_while_idle_and_blended_from_then_on(generator: LocalGenerator):
+    exact, before = await answer(generator, (0, 1, 2), tenant="new")
+    first, usage = await answer(generator, (0, 1, 2), BLEND, "new")
+    assert first == exact
+    assert (usage.mode, usage.blended_tokens, usage.repaired_tokens) == ("exact", 0, 0)
+    await generator.idle_work_done()
+    _, usage = await answer(generator, (2, 0, 1), BLEND, "new")
+    assert usage.mode == "blend"
+    assert usage.prompt_tokens == before.prompt_tokens
+    assert usage.blended_tokens > usage.prompt_tokens / 2
+    assert usage.cached_tokens + usage.blended_tokens + usage.repaired_tokens < usage.prompt_tokens
+    repaired, usage = await answer(generator, (1, 2, 0), KVReuse("blend", first_k=10_000), "new")
+    assert repaired == (await answer(generator, (1, 2, 0), tenant="new"))[0]
+    assert usage.blended_tokens == 0
+    assert usage.repaired_tokens > usage.prompt_tokens / 2
+
+
+async def test_exact_requests_take_nothing_from_the_store(generator: LocalGenerator):
+    await answer(generator, (0, 1), BLEND)
+    await generator.idle_work_done()
+    _, usage = await answer(generator, (1, 0))
+    assert (usage.mode, usage.blended_tokens, usage.repaired_tokens) == ("exact", 0, 0)
+
+
+async def test_a_tenant_does_not_get_what_another_had_computed(generator: LocalGenerator):
+    await answer(generator, (0, 1), BLEND, "mine")
+    await generator.idle_work_done()
+    _, mine = await answer(generator, (1, 0), BLEND, "mine")
+    _, yours = await answer(generator, (1, 0), BLEND, "yours")
+    assert (mine.mode, yours.mode) == ("blend", "exact")
+
+
+class TestGate:
+    """Blended answers are made again exactly, and blending ends where they differ."""
+
+    @pytest.fixture
+    def gate(self) -> GateConfig:
+        return GateConfig(window=2, max_kl=0.0001, min_agreement=1.0)
+
+    async def test_blending_ends_for_answers_that_diverge_and_exact_ones_go_on(
+        self, generator: LocalGenerator, monkeypatch: pytest.MonkeyPatch
+    ):
+        # Other tests' libraries turn loggers off that they did not make, so the log is not read back.
+        said: list[str] = []
+        monkeypatch.setattr(
+            "serving.generator.logger.warning", lambda text, *values: said.append(text % values)
+        )
+        nothing = KVReuse("blend", first_k=0)
+        for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+            await answer(generator, order, nothing, "watched")
+            await generator.idle_work_done()
+        reason = (await generator.stats()).no_blend_reason
+        assert reason is not None
+        assert "over the last 2 answers checked" in reason
+        assert said == [reason]
+        text, usage = await answer(generator, (2, 0, 1), nothing, "watched")
+        assert usage.mode == "exact"
+        assert text == (await answer(generator, (2, 0, 1), tenant="watched"))[0]
+        metrics = await generator.metrics_text()
+        assert "graft_generator_blend_closed 1.0" in metrics
+        assert "graft_generator_blend_checks_total 2.0" in metrics
+
+    async def test_answers_equal_to_the_exact_ones_keep_it_open(self, generator: LocalGenerator):
+        # The first passage stands where its KV was computed, so nothing about it is approximate.
+        for first_k in range(3):
+            await answer(generator, (0,), KVReuse("blend", first_k=first_k), "open")
+            await generator.idle_work_done()
+        assert (await generator.stats()).no_blend_reason is None
+        assert "graft_generator_blend_agreement 1.0" in await generator.metrics_text()
