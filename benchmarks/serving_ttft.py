@@ -185,8 +185,7 @@ async def trace(
             runs=[round(value, 2) for value in ratios],
             baseline_ms=round(1000 * statistics.median(medians("baseline")), 1),
             ttft_ms=round(1000 * statistics.median(medians(arm)), 1),
-            completed=num_requests * repetitions,
-            rejected=0,
+            completed=sum(map(len, runs[arm])),
         )
         report.add(
             arm,

@@ -47,9 +47,9 @@ class ServingConfig:
     """Host memory for the KV of chunks, which requests with `reuse.mode="blend"` take from, 0 or more; 0
     leaves chunk reuse out of the engine and serves such requests exactly."""
     chunk_kv_disk_bytes: int = 0
-    """Disk space for the same beyond memory, 0 or more; needs `chunk_kv_folder`."""
+    """Disk space for the same beyond memory, 0 or more; goes with `chunk_kv_folder`."""
     chunk_kv_folder: str | None = None
-    """Folder for chunks' KV on disk, of this generator alone; it survives a restart."""
+    """Absolute path of a folder for chunks' KV on disk, of this generator alone; it survives a restart."""
     blend_gate: GateConfig = field(default_factory=GateConfig)
     """How blended answers are checked, and what ends blending."""
     max_num_seqs: int = 32
@@ -75,10 +75,17 @@ class ServingConfig:
             self._check_range("kv_cache_bytes", self.kv_cache_bytes, 16 * MIB, 1 << 44)
         self._check_range("chunk_kv_bytes", self.chunk_kv_bytes, 0, 1 << 44)
         self._check_range("chunk_kv_disk_bytes", self.chunk_kv_disk_bytes, 0, 1 << 50)
-        if self.chunk_kv_disk_bytes and (not self.chunk_kv_folder or not self.chunk_kv_bytes):
+        if bool(self.chunk_kv_disk_bytes) != bool(self.chunk_kv_folder):
             raise ValueError(
-                "serving.chunk_kv_disk_bytes needs a folder (serving.chunk_kv_folder) and memory "
-                "(serving.chunk_kv_bytes) above 0"
+                "serving.chunk_kv_disk_bytes and serving.chunk_kv_folder go together, got "
+                f"{self.chunk_kv_disk_bytes} and {self.chunk_kv_folder!r}; set both, or neither"
+            )
+        if self.chunk_kv_folder and not self.chunk_kv_bytes:
+            raise ValueError("serving.chunk_kv_folder needs memory too: set serving.chunk_kv_bytes above 0")
+        if self.chunk_kv_folder and not os.path.isabs(self.chunk_kv_folder):
+            raise ValueError(
+                f"serving.chunk_kv_folder must be an absolute path, got {self.chunk_kv_folder!r}: the "
+                "generator runs in a process of its own, in another folder"
             )
         if self.gpu_memory_utilization is not None and not 0.05 <= self.gpu_memory_utilization <= 0.98:
             raise ValueError(

@@ -134,14 +134,6 @@ class ChunkStore:
                 logger.warning("the disk is slower than chunks are computed: one stays in memory alone")
         return is_kept
 
-    def clear(self) -> None:
-        """Forget every chunk in memory and on disk, as after a change of weights."""
-        with self._lock:
-            for key in self._memory.by_worth():
-                self._drop_from_memory(key)
-            for key in self._disk.by_worth():
-                self._drop_file(key)
-
     def stats(self) -> StoreStats:
         """Return what is held and what was counted since the store was made."""
         with self._lock:

@@ -44,6 +44,8 @@ class _Task:
 
     request_id: str
     plan: BlendPlan
+    capture: tuple[ChunkSpan, ...]
+    """Chunks of the plan to capture that are computed at the end of this step."""
     token_ids: list[int]
     block_ids: list[int]
     begin: int
@@ -64,6 +66,8 @@ class _Shared:
         self.store = ChunkStore(
             int(config["memory_bytes"]), Path(folder) if folder else None, int(config.get("disk_bytes", 0))
         )
+        self.roles: set[Any] = set()
+        """Which sides are in this process."""
         self.is_attached = False
         self.uses: dict[str, ChunkUse] = {}
 
@@ -83,6 +87,7 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
             _SHARED[engine_id] = _Shared(vllm_config.kv_transfer_config.kv_connector_extra_config)
         self._engine_id = engine_id
         self._shared = _SHARED[engine_id]
+        self._shared.roles.add(role)
         self._promised: dict[str, int] = {}
         self._paged: PagedKV | None = None
         self._forward: SegmentForward | None = None
@@ -94,7 +99,10 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
         """Promise all up to the end of the last chunk, where any chunk beyond what is cached is stored."""
         plan = BlendPlan.from_params(request.kv_transfer_params)
-        if plan is None or not plan.load or not self._shared.is_attached or request.num_preemptions:
+        if plan is None or not plan.load or not self._shared.is_attached:
+            return 0, False
+        if request.num_preemptions:  # What was written for it is gone; it is prefilled exactly.
+            self._shared.uses.pop(request.request_id, None)
             return 0, False
         end = min(plan.load[-1].end, request.num_tokens - 1)
         useful = [span for span in plan.load if span.end > num_computed_tokens]
@@ -116,10 +124,13 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
             if plan is None:
                 continue
             end = new.num_computed_tokens
+            # A prefill may be split over steps; a chunk beyond this one's tokens is not captured.
+            reached = end + scheduler_output.num_scheduled_tokens[new.req_id]
             tasks.append(
                 _Task(
                     new.req_id,
                     plan,
+                    tuple(span for span in plan.capture if span.end <= reached),
                     list(new.prompt_token_ids),
                     list(new.block_ids[0]),
                     end - self._promised.get(new.req_id, 0),
@@ -145,6 +156,8 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
     def attach(self, runner: Any) -> str | None:
         """Take the model runner; returns why this model's KV cannot be blended, or None where it can."""
         reason = refusal(runner.model, runner.vllm_config, runner.attn_groups)
+        if len(self._shared.roles) < 2:
+            reason = "the engine's scheduler and its worker are in two processes"
         if reason is None:
             try:
                 block_size = runner.vllm_config.cache_config.block_size
@@ -159,11 +172,6 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
                 reason = str(error)
         self._shared.is_attached = reason is None
         return reason
-
-    @property
-    def store(self) -> ChunkStore:
-        """Return the store of this engine."""
-        return self._shared.store
 
     def start_load_kv(self, forward_context: Any, **_: Any) -> None:
         """Keep the step's promises."""
@@ -275,7 +283,7 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
         if self._is_computing or self._paged is None or not self.has_connector_metadata():
             return
         for task in self._tasks():
-            for span in task.plan.capture:
+            for span in task.capture:
                 self._capture(task, span)
 
     def _capture(self, task: _Task, span: ChunkSpan) -> None:

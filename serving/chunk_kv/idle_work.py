@@ -32,7 +32,6 @@ class IdleWork:
         self._waiting: OrderedDict[str, Job] = OrderedDict()
         self._running: asyncio.Task[None] | None = None
         self._job: asyncio.Future[object] | None = None
-        self._makes_way = False
         self.num_done = 0
         """Jobs that have ended well."""
 
@@ -46,8 +45,7 @@ class IdleWork:
 
     def make_way(self) -> None:
         """Abort the job under way, since a request has come; it is the next one to be done."""
-        if self._job is not None and not self._job.done():
-            self._makes_way = True
+        if self._job is not None:
             self._job.cancel()
 
     async def wait(self) -> None:
@@ -74,9 +72,9 @@ class IdleWork:
                 await self._job
                 self.num_done += 1
             except asyncio.CancelledError:
-                if not self._makes_way:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():  # It is this loop that is to end, not the job alone.
                     raise
-                self._makes_way = False
                 self._waiting[name] = job
                 self._waiting.move_to_end(name, last=False)
             except ServingError as error:

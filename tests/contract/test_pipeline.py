@@ -1,4 +1,7 @@
-"""What every run promises, over every graph, the scripted generator and the real engine."""
+"""What every run promises, over every graph, the scripted generator and the real engine.
+
+Longer than most files: one contract suite for one class, whose cases share the fixtures and helpers below.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,6 +49,8 @@ class Engine:
     """The real engine, one request at a time or several at once, and its store."""
 
     def __init__(self, config: ServingConfig) -> None:
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
         from serving.chunk_kv import connector
         from serving.vllm_engine import VllmEngine
 
@@ -55,6 +58,10 @@ class Engine:
         self.config = config
         [self.shared] = connector._SHARED.values()
         self.store = self.shared.store
+        self.connector = get_kv_transfer_group()
+        self.runner = (
+            self.vllm._engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+        )
 
     def run(self, *requests: EngineRequest) -> list[tuple[tuple[int, ...], EngineOutput]]:
         """Return each request's tokens and last output."""
@@ -256,6 +263,73 @@ def test_an_aborted_blend_leaves_no_block_and_no_record(engine: Engine):
     scheduler = engine.vllm._engine.engine_core.engine_core.scheduler
     pool = scheduler.kv_cache_manager.block_pool
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "all but the null block are free"
+
+
+@pytest.mark.parametrize(
+    ("owner", "field", "value", "reason"),
+    [
+        ("impl", "sliding_window", 128, "a sliding window"),
+        ("impl", "kv_cache_dtype", "fp8", "KV is kept as fp8"),
+        ("impl", "alibi_slopes", torch.ones(2), "ALiBi"),
+        ("impl", "kv_sharing_target_layer_name", "layers.0", "shares another layer's KV"),
+        ("parallel", "tensor_parallel_size", 2, "split over several workers"),
+        ("vllm", "speculative_config", object(), "speculative decoding"),
+    ],
+)
+def test_a_model_that_would_be_got_wrong_is_refused(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, owner: str, field: str, value: object, reason: str
+):
+    from serving.chunk_kv.supported_models import refusal
+
+    runner = engine.runner
+    assert refusal(runner.model, runner.vllm_config, runner.attn_groups) is None
+    layers = runner.vllm_config.compilation_config.static_forward_context
+    owners = {
+        "impl": next(iter(layers.values())).impl,
+        "parallel": runner.vllm_config.parallel_config,
+        "vllm": runner.vllm_config,
+    }
+    monkeypatch.setattr(owners[owner], field, value)
+    assert reason in str(refusal(runner.model, runner.vllm_config, runner.attn_groups))
+
+
+def test_keys_that_turn_in_another_way_are_refused(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    from vllm.model_executor.layers.rotary_embedding.yarn_scaling_rope import YaRNScalingRotaryEmbedding
+
+    from serving.chunk_kv.supported_models import refusal
+
+    runner = engine.runner
+    rope = runner.model.model.layers[0].self_attn.rotary_emb
+    monkeypatch.setattr(rope, "__class__", YaRNScalingRotaryEmbedding)
+    reason = refusal(runner.model, runner.vllm_config, runner.attn_groups)
+    assert "YaRNScalingRotaryEmbedding cannot be moved by a rotation" in str(reason)
+
+
+def test_a_chunk_whose_prefill_is_split_over_steps_is_not_captured(engine: Engine):
+    # On a GPU vLLM splits long prefills; what is not computed yet must not reach the store.
+    token_ids, [span] = prompt("a")
+    asked = SimpleNamespace(
+        req_id="split",
+        sampling_params=SimpleNamespace(
+            extra_args={"kv_transfer_params": BlendPlan(capture=(span,)).params()}
+        ),
+        num_computed_tokens=0,
+        prompt_token_ids=token_ids,
+        block_ids=([1, 2, 3, 4],),
+    )
+    connector = engine.connector
+    for num_scheduled, captured in ((span.end - 1, ()), (span.end, (span,))):
+        step = SimpleNamespace(scheduled_new_reqs=[asked], num_scheduled_tokens={"split": num_scheduled})
+        [task] = connector.build_connector_meta(step).tasks
+        assert task.capture == captured
+
+
+def test_a_worker_without_its_scheduler_is_not_used(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    connector = engine.connector
+    monkeypatch.setattr(engine.shared, "roles", {"worker"})
+    monkeypatch.setattr(engine.shared, "is_attached", True)
+    assert "two processes" in connector.attach(engine.runner)
+    assert not engine.shared.is_attached
 
 
 PASSAGES = [

@@ -6,6 +6,7 @@ starts, and stumbles over some that other tests have loaded.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,4 +26,4 @@ def test_chunks_are_blended_into_real_prompts() -> None:
         cwd=CASES.parents[2],
     )
     assert run.returncode == 0, run.stdout[-8000:]
-    assert "16 passed" in run.stdout
+    assert re.search(r"^\d+ passed in", run.stdout, re.MULTILINE), "none may be skipped"

@@ -54,7 +54,21 @@ def test_file_in_current_folder_is_read(tmp_path, monkeypatch):
         ("", ["server.port"], "--set takes key=value"),
         ("", ["server.port.x=1", "server.port=2", "server.port.y=1"], "server"),
         ("[agents.reuse]\nmode = 'blnd'\n", [], "agents.reuse.mode must be one of exact, blend, got 'blnd'"),
-        ("[serving]\nchunk_kv_disk_bytes = 1\n", [], "serving.chunk_kv_disk_bytes needs a folder"),
+        (
+            "[serving]\nchunk_kv_disk_bytes = 1\n",
+            [],
+            "and serving.chunk_kv_folder go together, got 1 and None",
+        ),
+        (
+            "[serving]\nchunk_kv_bytes = 1\nchunk_kv_disk_bytes = 1\nchunk_kv_folder = 'chunks'\n",
+            [],
+            "serving.chunk_kv_folder must be an absolute path, got 'chunks'",
+        ),
+        (
+            "[serving]\nchunk_kv_disk_bytes = 1\nchunk_kv_folder = '/chunks'\n",
+            [],
+            "set serving.chunk_kv_bytes above 0",
+        ),
         ("[serving]\ndevice = 'tpu'\n", [], "serving.device must be one of auto, cpu, cuda, got 'tpu'"),
     ],
 )

@@ -323,6 +323,26 @@ async def test_work_for_idle_times_makes_way_for_a_request_and_is_done_after_it(
     assert [one.request_id for one in engine.seen].count("background") == 2
 
 
+async def test_idle_work_that_made_way_can_still_be_stopped(start: Start) -> None:
+    engine = LetterEngine(step_s=0.005)
+    generator = await start(engine)
+    driver = generator._driver
+    assert driver is not None
+    await collect(generator, ask(1))
+    idle = IdleWork(driver)
+    request = replace(engine.seen[0], request_id="job", sampling=Sampling(max_tokens=1000))
+    idle.add("job", partial(run_to_end, driver, request))
+    await until(lambda: len(engine.seen) == 2)
+    idle.make_way()
+    idle.make_way()
+    await until(lambda: len(engine.seen) == 3)
+    async with asyncio.timeout(5):
+        await idle.stop()
+    await until(lambda: not engine.busy())
+    assert engine.aborted == ["job", "job"]
+    assert idle.num_done == 0
+
+
 async def test_work_that_the_engine_refuses_is_given_up_and_the_next_is_done(start: Start) -> None:
     engine = LetterEngine()
     generator = await start(engine)

@@ -163,14 +163,6 @@ def test_a_folder_that_is_deleted_under_the_store_costs_only_the_files(store: Ch
     assert_same(store.get(key("b")), chunk(2))
 
 
-def test_clear_forgets_memory_and_disk(store: ChunkStore, folder: Path):
-    store.put(key("a"), chunk(1))
-    store.flush()
-    store.clear()
-    assert store.get(key("a")) is None
-    assert not list(folder.iterdir())
-
-
 def test_rare_entries_leave_before_those_in_use():
     entries = BoundedEntries(30)
     for name in "abc":
