@@ -34,6 +34,8 @@ from serving.chunk_kv.supported_models import model_rotation, refusal
 
 logger = logging.getLogger(__name__)
 
+MIN_LOADED = 32
+"""Fewest stored tokens beyond the cached prefix that a prompt is blended for; fewer save nothing."""
 _CHECK_LAYER = 1
 """Layer whose keys are compared to choose tokens to repair; those before it are computed for all tokens."""
 
@@ -97,7 +99,7 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
     # The scheduler's side.
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
-        """Promise all up to the end of the last chunk, where any chunk beyond what is cached is stored."""
+        """Promise all up to the end of the last chunk, where enough beyond what is cached is stored."""
         plan = BlendPlan.from_params(request.kv_transfer_params)
         if plan is None or not plan.load or not self._shared.is_attached:
             return 0, False
@@ -105,8 +107,12 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
             self._shared.uses.pop(request.request_id, None)
             return 0, False
         end = min(plan.load[-1].end, request.num_tokens - 1)
-        useful = [span for span in plan.load if span.end > num_computed_tokens]
-        if not any(self._shared.store.tier(span.key) for span in useful):
+        num_stored = sum(
+            min(span.end, end) - max(span.start, num_computed_tokens)
+            for span in plan.load
+            if span.end > num_computed_tokens and self._shared.store.tier(span.key)
+        )
+        if num_stored < MIN_LOADED:
             return 0, False
         return max(end - num_computed_tokens, 0), False
 

@@ -195,6 +195,17 @@ def test_a_chunk_that_is_not_stored_is_computed_and_named(engine: Engine):
     assert blended == exact
 
 
+def test_a_few_stored_tokens_beyond_the_cached_prefix_are_not_worth_a_blend(engine: Engine):
+    capture_alone(engine, "a")
+    token_ids, [span] = prompt("a")
+    # 112 tokens are 37 + 5 + 70: the exact prefix cache holds 96 of them, and 16 of the chunk are left.
+    assert span.end == 112
+    engine.run(request(token_ids, None, salt="few"))
+    [(_, output)] = engine.run(request(token_ids[: span.end] + ids(40), BlendPlan(load=(span,)), salt="few"))
+    assert output.num_cached_tokens == 96
+    assert output.chunk_use == ChunkUse()
+
+
 def test_a_chunk_whose_file_is_damaged_is_computed(engine: Engine):
     capture_alone(engine, "a", "b")
     engine.store.flush()
