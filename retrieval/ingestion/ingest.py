@@ -192,7 +192,7 @@ class Ingestor:
         for cut, is_done in zip(group, done, strict=True):
             if not is_done:
                 # If it is wanted still, another version became active meanwhile.
-                await asyncio.to_thread(self._store.advance, cut.work, DocumentState.QUEUED)
+                await self._queue_again(cut.work)
         await self._builder.keep_ready(
             [cut.work.document_id for cut, is_done in zip(group, done, strict=True) if is_done]
         )
@@ -202,7 +202,7 @@ class Ingestor:
         for work in works:
             if _is_ours(error):
                 _log.warning("'%s' goes back to the queue: %s", work.name, error)
-                await self._end(work, DocumentState.QUEUED, None)
+                await self._queue_again(work)
             elif isinstance(error, UnreadableDocument):
                 await self._end(work, DocumentState.FAILED, str(error))
             elif isinstance(error, StorageFull):
@@ -214,6 +214,11 @@ class Ingestor:
                 await self._end(work, DocumentState.FAILED, reason)
         if _is_ours(error):
             await asyncio.sleep(_RETRY_S)
+
+    async def _queue_again(self, work: Work) -> None:
+        """Put a document back; the next group may have been asked for, and found nothing, meanwhile."""
+        await self._end(work, DocumentState.QUEUED, None)
+        self._wake.set()
 
     async def _end(self, work: Work, state: DocumentState, error: str | None) -> None:
         """Record how a document ended; on a full disk, keep trying: the queue must not forget it."""

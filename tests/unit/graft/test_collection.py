@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -47,7 +48,9 @@ async def until_kept(index: AsyncIndex, wanted: set[str]) -> None:
 def stored(folder: Path) -> set[str]:
     """Return the tables of chunks and the folders of segments of every shard's file."""
     found = set()
-    for path in folder.rglob("shard.sqlite3"):
+    # Not `rglob`, which fails on a folder that goes meanwhile.
+    files = (Path(parent, "shard.sqlite3") for parent, _, names in os.walk(folder) if "shard.sqlite3" in names)
+    for path in files:
         with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True) as db:
             rows = db.execute("SELECT name FROM sqlite_schema WHERE type='table' AND name GLOB '*_[0-9]*'")
             found |= {name for (name,) in rows}

@@ -127,6 +127,29 @@ async def test_embedder_that_is_away_sends_the_document_back_to_the_queue(
     assert (document.state, document.error) == (DocumentState.READY, None)
 
 
+async def test_document_sent_back_after_the_queue_was_found_empty_is_taken_again(
+    retrieval: LocalRetrieval, embedder: GatedEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "_RETRY_S", 0.01)
+    asked: list[Work | None] = []
+    claim = retrieval._store.claim
+
+    def recorded_claim() -> Work | None:
+        asked.append(claim())
+        return asked[-1]
+
+    monkeypatch.setattr(retrieval._store, "claim", recorded_claim)
+    embedder.failures = [IndexUnavailable("the embedder is away")]
+    embedder.gate.clear()
+    document = await retrieval.add("a.txt", b"apple")
+    await asyncio.wait_for(embedder.entered.wait(), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        while asked[-1] is not None or len(asked) < 3:  # noqa: ASYNC110 - it has no event to wait for
+            await asyncio.sleep(0.01)
+    embedder.gate.set()
+    assert (await _settle(retrieval, document)).state is DocumentState.READY
+
+
 async def test_a_bug_fails_one_document_and_is_logged_once(
     retrieval: LocalRetrieval, embedder: GatedEmbedder, caplog: pytest.LogCaptureFixture
 ) -> None:
