@@ -49,7 +49,9 @@ def stored(folder: Path) -> set[str]:
     """Return the tables of chunks and the folders of segments of every shard's file."""
     found = set()
     # Not `rglob`, which fails on a folder that goes meanwhile.
-    files = (Path(parent, "shard.sqlite3") for parent, _, names in os.walk(folder) if "shard.sqlite3" in names)
+    files = (
+        Path(parent, "shard.sqlite3") for parent, _, names in os.walk(folder) if "shard.sqlite3" in names
+    )
     for path in files:
         with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True) as db:
             rows = db.execute("SELECT name FROM sqlite_schema WHERE type='table' AND name GLOB '*_[0-9]*'")
