@@ -46,6 +46,8 @@ class RunContext:
     """Release pinned for the whole run."""
     started: float = field(default_factory=time.monotonic)
     """`time.monotonic()` when the run was admitted."""
+    began_s: float = field(default_factory=time.time)
+    """The same in seconds since 1970: the generator finishes older runs first."""
 
     @property
     def remaining_s(self) -> float:

@@ -166,6 +166,10 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple and isinstance(value, list):
         return tuple(_coerce(get_args(hint)[0], item, where) for item in value)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} is a table, got {value!r}; write [{where}] or {where}.<key>=...")
+        return {str(key): _coerce(get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()}
     if hint is Path and isinstance(value, str):
         return Path(value).expanduser()
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

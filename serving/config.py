@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,6 +17,7 @@ BLOCK_SIZE_STEP = 32
 """vLLM's CPU attention kernel works on KV blocks of a multiple of this."""
 
 Device = Literal["auto", "cpu", "cuda"]
+Scheduling = Literal["fair", "first_come"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -55,7 +57,13 @@ class ServingConfig:
     max_num_seqs: int = 32
     """Requests the engine works on at once, 1 to 1,024."""
     max_queued_requests: int = 256
-    """Requests that may wait for a slot, 0 or more; one more is refused with `Overloaded`."""
+    """Requests that may wait for a slot, 0 or more; one more is refused with `Overloaded`. Under `fair` a
+    tenant is refused before, so that others find room: alone it gets four fifths of the places."""
+    scheduling: Scheduling = "fair"
+    """Who of those that wait is next: `fair` the tenant that was served least, `first_come` whoever came
+    first, of any tenant."""
+    tenant_weights: dict[str, float] = field(default_factory=dict)
+    """Share of a tenant beside the others' under `fair`, > 0; 1 for those not named."""
     num_threads: int | None = None
     """OpenMP threads of the engine, 1 or more; None takes every usable core."""
     default_deadline_s: float | None = 300.0
@@ -95,9 +103,13 @@ class ServingConfig:
             self._check_range("num_threads", self.num_threads, 1, 4096)
         if self.default_deadline_s is not None and self.default_deadline_s <= 0:
             raise ValueError(f"serving.default_deadline_s must be > 0, got {self.default_deadline_s}")
+        for tenant, weight in self.tenant_weights.items():
+            if not 0 < weight < math.inf:
+                raise ValueError(f"serving.tenant_weights must be > 0, got {weight} for {tenant!r}")
         for name, value, allowed in (
             ("device", self.device, ("auto", "cpu", "cuda")),
             ("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16")),
+            ("scheduling", self.scheduling, ("fair", "first_come")),
         ):
             if value not in allowed:
                 raise ValueError(f"serving.{name} must be one of {', '.join(allowed)}, got {value!r}")
@@ -106,6 +118,11 @@ class ServingConfig:
     def _check_range(name: str, value: int, low: int, high: int) -> None:
         if not low <= value <= high:
             raise ValueError(f"serving.{name} must be in [{low}, {high}], got {value}")
+
+    @property
+    def num_reserved_seqs(self) -> int:
+        """Return the requests beyond `max_num_seqs` for tenants the engine does nothing for, under `fair`."""
+        return self.max_num_seqs // 8 if self.scheduling == "fair" else 0
 
     @property
     def engine_threads(self) -> int:

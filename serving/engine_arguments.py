@@ -32,7 +32,7 @@ def engine_arguments(config: ServingConfig, folder: str, *, on_gpu: bool) -> dic
         "dtype": dtype,
         "block_size": config.block_size,
         "kv_cache_memory_bytes": kv_cache_bytes,
-        "max_num_seqs": config.max_num_seqs,
+        "max_num_seqs": config.max_num_seqs + config.num_reserved_seqs,
         "enable_prefix_caching": True,
         "enforce_eager": not on_gpu,
         "scheduling_policy": "priority",

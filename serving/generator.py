@@ -20,10 +20,13 @@ from serving.chunk_kv.idle_work import IdleWork, run_to_end
 from serving.chunk_kv.prompt_chunks import PromptChunks, prompt_chunks
 from serving.chunk_kv.quality_gate import QualityGate, compare
 from serving.config import ServingConfig
-from serving.driver import Driver, EngineOutput, EngineRequest, OutputStream, StartTimings, choose_driver
+from serving.deadline_reader import DeadlineReader
+from serving.driver import Driver, EngineRequest, OutputStream, StartTimings, choose_driver
 from serving.errors import GeneratorUnavailable, InvalidGeneration, Overloaded, PromptTooLong
+from serving.fair_queue import OUTPUT_WEIGHT, FairQueue, Ticket
 from serving.metrics import GeneratorMetrics
 from serving.prompt import encode_segments
+from serving.request_limits import MAX_PRIORITY, check_request
 from serving.tokenizer import ModelTokenizer
 from serving.types import (
     FinishReason,
@@ -41,16 +44,10 @@ logger = logging.getLogger(__name__)
 
 LONG_PROMPT_CHARS = 20_000
 """Longer prompts are encoded off the event loop, so that others keep streaming."""
-ABORT_GRACE_S = 2.0
-"""Longest wait for the engine to hand over what it holds of a request past its deadline."""
 CHECKED_TOKENS = 32
 """Tokens of an answer that are compared when a blended one is checked."""
 CHECKED_LOGPROBS = 20
 """Likeliest first tokens that are compared then."""
-MAX_SEED = 2**63 - 1
-MAX_STOPS = 16
-MAX_STOP_CHARS = 256
-MAX_PRIORITY = 1_000_000
 RETRY_AFTER_S = (0.5, 60.0)
 """Bounds of `Overloaded.retry_after_s`."""
 
@@ -82,6 +79,13 @@ class LocalGenerator:
         self._driver = driver
         self._metrics = GeneratorMetrics()
         self._active: set[str] = set()
+        self._queue = FairQueue(
+            config.max_num_seqs,
+            config.max_queued_requests,
+            config.tenant_weights,
+            num_reserved=config.num_reserved_seqs,
+            fair=config.scheduling == "fair",
+        )
         self._starting: asyncio.Task[StartTimings] | None = None
         self._tokenizer: ModelTokenizer | None = None
         self._info: GeneratorInfo | None = None
@@ -118,6 +122,7 @@ class LocalGenerator:
     async def stop(self) -> None:
         """Fail what is under way and free the model; safe to call twice."""
         self._stopped = True
+        self._queue.close(GeneratorUnavailable("The generator is stopping; send the request again."))
         if self._idle is not None:
             await self._idle.stop()
         if self._driver is not None:
@@ -134,26 +139,36 @@ class LocalGenerator:
         """
         accepted_s = time.monotonic()
         driver = self._ready_driver()
-        _check_request(request)
-        self._check_queue()
+        check_request(request)
         request_id = self._claim(request.request_id)
+        ticket: Ticket | None = None
         reason: FinishReason | None = None
         usage = TokenUsage()
         stream: OutputStream | None = None
         try:
+            ticket = self._admit(request)
+            deadline_s = request.deadline_s or self.config.default_deadline_s
+            deadline_at = deadline_s and asyncio.get_running_loop().time() + deadline_s
             engine_request, chunks = await self._engine_request(request)
             usage = TokenUsage(prompt_tokens=len(engine_request.token_ids))
+            try:
+                async with asyncio.timeout_at(deadline_at):
+                    await self._queue.enter(ticket, usage.prompt_tokens)
+            except TimeoutError:
+                reason = "deadline"
+                yield GeneratedChunk("", (), reason, usage)
+                return
+            self._metrics.entered(time.monotonic() - accepted_s)
             if self._idle is not None:
                 self._idle.make_way()
             stream = driver.submit(engine_request)
-            deadline_s = request.deadline_s or self.config.default_deadline_s
-            reader = _DeadlineReader(
-                driver, stream, deadline_s and deadline_s - (time.monotonic() - accepted_s)
-            )
+            reader = DeadlineReader(driver, stream, deadline_at)
             while reason is None:
                 output = await reader.next()
                 if output.token_ids and not usage.completion_tokens:
                     self._metrics.first_token(time.monotonic() - accepted_s)
+                    self._queue.charge(ticket, -output.num_cached_tokens)
+                self._queue.charge(ticket, OUTPUT_WEIGHT * len(output.token_ids))
                 usage = replace(
                     usage,
                     cached_tokens=max(usage.cached_tokens, output.num_cached_tokens),
@@ -166,15 +181,19 @@ class LocalGenerator:
                     usage = _with_chunks(usage, output.chunk_use)
                     self._after_blend(engine_request, chunks, output.chunk_use, request.tenant)
                 reason = reader.finish_reason(output)
+                self._queue.leave(ticket)  # the next one need not wait for this one's reader
+                ticket = None
                 yield GeneratedChunk(output.text, output.token_ids, reason, usage)
         except (asyncio.CancelledError, GeneratorExit):
             reason = reason or "cancelled"
             raise
         finally:
             self._active.discard(request_id)
-            if stream is not None:
-                if reason in (None, "cancelled"):
-                    driver.abort(stream.request_id)
+            if stream is not None and reason in (None, "cancelled"):
+                driver.abort(stream.request_id)
+            if ticket is not None:
+                self._queue.leave(ticket)
+            if usage.prompt_tokens:
                 self._metrics.ended(reason, usage, time.monotonic() - accepted_s)
 
     def _ready_driver(self) -> Driver:
@@ -184,17 +203,17 @@ class LocalGenerator:
             raise GeneratorUnavailable("The generator has not started; await `start()` first.")
         return self._driver
 
-    def _check_queue(self) -> None:
-        num_waiting = len(self._active) - self.config.max_num_seqs
-        if num_waiting < self.config.max_queued_requests:
-            return
+    def _admit(self, request: GenerateRequest) -> Ticket:
+        refusal = self._queue.refusal(request.tenant)
+        if refusal is None:
+            return self._queue.admit(request.tenant, request.priority, request.run_began_s)
         self._metrics.rejected()
-        rounds = (max(num_waiting, 0) + 1) / self.config.max_num_seqs
+        rounds = (max(self._queue.num_beyond_slots, 0) + 1) / self.config.max_num_seqs
         low, high = RETRY_AFTER_S
         retry_after_s = min(max(rounds * self._metrics.mean_duration_s, low), high)
         raise Overloaded(
-            f"{max(num_waiting, 0)} requests wait already, the limit is {self.config.max_queued_requests} "
-            f"(serving.max_queued_requests); retry in {retry_after_s:.1f} s or add a generator replica.",
+            f"{refusal} (serving.max_queued_requests); retry in {retry_after_s:.1f} s or add a generator "
+            "replica.",
             retry_after_s,
         )
 
@@ -316,13 +335,14 @@ class LocalGenerator:
 
     async def metrics_text(self) -> str:
         """Return the metrics in Prometheus' text format."""
+        self._metrics.fairness_gap(self._queue.gap_tokens)
         return self._metrics.prometheus_text(*self._load())
 
     def _load(self) -> tuple[int, int]:
         if self._driver is None:
             return 0, 0
         load = self._driver.load()
-        return load.num_running, load.num_waiting
+        return load.num_running, load.num_waiting + self._queue.num_waiting
 
     def health(self) -> GeneratorHealth:
         """Return whether it can answer."""
@@ -338,22 +358,6 @@ class LocalGenerator:
         return GeneratorHealth("ready" if self._info is not None else "starting")
 
 
-def _check_request(request: GenerateRequest) -> None:
-    """Refuse values that pass the dataclasses' own checks but would hurt the engine."""
-    seed, stop = request.sampling.seed, request.sampling.stop
-    if seed is not None and not 0 <= seed <= MAX_SEED:
-        raise InvalidGeneration(f"seed must be in [0, {MAX_SEED}], got {seed}")
-    if len(stop) > MAX_STOPS:
-        raise InvalidGeneration(f"at most {MAX_STOPS} stop strings are allowed, got {len(stop)}")
-    for text in stop:
-        if not 1 <= len(text) <= MAX_STOP_CHARS:
-            raise InvalidGeneration(
-                f"a stop string must have 1 to {MAX_STOP_CHARS} characters, got {len(text)}; shorten it"
-            )
-    if abs(request.priority) > MAX_PRIORITY:
-        raise InvalidGeneration(f"priority must be within +-{MAX_PRIORITY}, got {request.priority}")
-
-
 def _salt(tenant: str, *kind: str) -> str:
     return hashlib.sha256("\0".join((tenant, *kind)).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -366,31 +370,3 @@ def _with_chunks(usage: TokenUsage, use: ChunkUse) -> TokenUsage:
         blended_tokens=use.loaded,
         repaired_tokens=use.computed,
     )
-
-
-class _DeadlineReader:
-    """Reads a stream until it ends or its deadline passes, and then ends it in the engine."""
-
-    def __init__(self, driver: Driver, stream: OutputStream, left_s: float | None) -> None:
-        self._driver = driver
-        self._stream = stream
-        self._deadline_at = None if left_s is None else asyncio.get_running_loop().time() + left_s
-        self._expired = False
-
-    async def next(self) -> EngineOutput:
-        while True:
-            try:
-                async with asyncio.timeout_at(self._deadline_at):
-                    return await self._stream.next()
-            except TimeoutError:
-                if self._expired:  # the engine is stuck in a step: the caller is not to wait for it
-                    return EngineOutput("", (), finish_reason="abort")
-                self._expired = True
-                self._driver.abort(self._stream.request_id)
-                self._deadline_at = asyncio.get_running_loop().time() + ABORT_GRACE_S
-
-    def finish_reason(self, output: EngineOutput) -> FinishReason:
-        if output.finish_reason != "abort":
-            assert output.finish_reason is not None
-            return output.finish_reason
-        return "deadline" if self._expired else "cancelled"

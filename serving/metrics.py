@@ -43,6 +43,13 @@ class GeneratorMetrics:
             registry=self._registry,
         )
         self._rejected = self._counter("rejected", "Requests refused because the queue was full.")
+        self._gap = self._gauge("fairness_gap_tokens", "Tokens of service between the tenants that wait now.")
+        self._queued = Histogram(
+            "graft_generator_queue_seconds",
+            "Time from acceptance to a slot of the engine.",
+            buckets=TTFT_BUCKETS_S,
+            registry=self._registry,
+        )
         self._ttft = Histogram(
             "graft_generator_ttft_seconds",
             "Time from acceptance to the first token.",
@@ -66,6 +73,14 @@ class GeneratorMetrics:
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"graft_generator_{name}", text, registry=self._registry)
+
+    def entered(self, seconds: float) -> None:
+        """Count a request that got a slot of the engine, `seconds` after it was accepted."""
+        self._queued.observe(seconds)
+
+    def fairness_gap(self, tokens: float) -> None:
+        """Tell by how many tokens of service the tenants that wait now are apart."""
+        self._gap.set(tokens)
 
     def first_token(self, seconds: float) -> None:
         """Count a first token, `seconds` after its request was accepted."""

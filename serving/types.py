@@ -111,6 +111,9 @@ class GenerateRequest:
     """Whose request this is; cached KV is never shared between tenants."""
     priority: int = 0
     """Lower runs sooner: 0 a person waiting, 10 a grader, 20 a batch job."""
+    run_began_s: float | None = None
+    """When the run that asks began, seconds since 1970: of a tenant's requests those of its oldest run go
+    first. None for a request of its own."""
     deadline_s: float | None = None
     """Seconds from acceptance after which the engine stops working on it; None for no limit."""
     reuse: KVReuse = KVReuse()

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable
 
 from serving.errors import GeneratorUnavailable, InvalidGeneration, Overloaded, PromptTooLong
+from serving.fair_queue import OUTPUT_WEIGHT, FairQueue
 from serving.types import (
     FinishReason,
     GeneratedChunk,
@@ -54,8 +55,7 @@ class ScriptedGenerator:
         self.failure: str | None = None
         """Set it to make the generator die: requests under way and new ones fail with it."""
         self._active: set[str] = set()
-        self._num_running = 0
-        self._slots = asyncio.Semaphore(max_num_seqs)
+        self._queue = FairQueue(max_num_seqs, max_queued_requests, num_reserved=max_num_seqs // 8)
         self._cached: dict[str, list[str]] = {}
         self._num_finished = 0
         self._num_cancelled = 0
@@ -66,22 +66,21 @@ class ScriptedGenerator:
         clock = asyncio.get_running_loop().time
         ends_at = None if request.deadline_s is None else clock() + request.deadline_s
         request_id = self._accept(request)
+        ticket = self._queue.admit(request.tenant, request.priority, request.run_began_s)
         usage = TokenUsage(prompt_tokens=len(request.prompt.text))
         reason: FinishReason | None = "cancelled"
         text, natural = self._text(request, usage.prompt_tokens)
-        holds_slot = False
         try:
             try:
                 async with asyncio.timeout_at(ends_at):
-                    await self._slots.acquire()
-                holds_slot = True
-                self._num_running += 1
+                    await self._queue.enter(ticket, usage.prompt_tokens)
                 usage = TokenUsage(usage.prompt_tokens, self._reuse(request), 0)
                 for character in text:
                     async with asyncio.timeout_at(ends_at):
                         await asyncio.sleep(self.token_delay_s)
                     self._check_alive()
                     usage += TokenUsage(completion_tokens=1)
+                    self._queue.charge(ticket, OUTPUT_WEIGHT)
                     yield GeneratedChunk(character, (ord(character),))
                 reason = natural
             except TimeoutError:
@@ -91,9 +90,7 @@ class ScriptedGenerator:
                 raise
             yield GeneratedChunk("", (), reason, usage)
         finally:
-            if holds_slot:
-                self._slots.release()
-                self._num_running -= 1
+            self._queue.leave(ticket)
             self._active.discard(request_id)
             self._usage += usage
             self._num_finished += reason in ("stop", "length")
@@ -101,9 +98,8 @@ class ScriptedGenerator:
 
     def _accept(self, request: GenerateRequest) -> str:
         self._check_alive()
-        num_waiting = len(self._active) - self.max_num_seqs
-        if num_waiting >= self.max_queued_requests:
-            raise Overloaded(f"{num_waiting} requests wait, the limit is {self.max_queued_requests}", 0.5)
+        if (refusal := self._queue.refusal(request.tenant)) is not None:
+            raise Overloaded(refusal, 0.5)
         if request.request_id in self._active:
             raise InvalidGeneration(f"Request id {request.request_id!r} is under way already")
         num_tokens = len(request.prompt.text)
@@ -149,8 +145,8 @@ class ScriptedGenerator:
     async def stats(self) -> GeneratorStats:
         """Return the load now and the totals."""
         return GeneratorStats(
-            num_running=self._num_running,
-            num_waiting=len(self._active) - self._num_running,
+            num_running=len(self._active) - self._queue.num_waiting,
+            num_waiting=self._queue.num_waiting,
             num_finished=self._num_finished,
             num_cancelled=self._num_cancelled,
             prompt_tokens=self._usage.prompt_tokens,

@@ -144,6 +144,7 @@ async def act(state: MultiHopState, runtime: Runtime[RunContext]) -> dict[str, A
         sampling=Sampling(max_tokens=max_tokens, temperature=config.temperature),
         request_id=f"{context.run_id}-{state.get('num_model_calls', 0)}",
         tenant=context.tenant,
+        run_began_s=context.began_s,
         deadline_s=context.remaining_s,
         reuse=config.reuse,
     )

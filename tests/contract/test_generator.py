@@ -241,3 +241,27 @@ async def test_a_full_queue_refuses_and_drains_when_its_callers_leave(generator:
     await asyncio.gather(*tasks, return_exceptions=True)
     after = await settled(generator, before.num_cancelled + 1)
     assert (after.num_running, after.num_waiting) == (0, 0)
+
+
+async def test_a_tenants_flood_leaves_room_and_turns_to_others(generator: Generator) -> None:
+    config = ServingConfig()
+    before = await generator.stats()
+    flood: list[asyncio.Task[list[GeneratedChunk]]] = []
+    for i in range(2 * (config.max_num_seqs + config.max_queued_requests)):
+        request = ask(f"{i}", sampling=replace(LONG, max_tokens=100, seed=i), tenant="flood")
+        flood.append(asyncio.create_task(collect(generator, request)))
+    while not any(task.done() for task in flood):  # noqa: ASYNC110 - it has no event to wait for
+        await asyncio.sleep(0.02)
+    refused = [error for task in flood if task.done() and (error := task.exception()) is not None]
+    assert refused
+    assert all(isinstance(error, Overloaded) and "tenant 'flood'" in str(error) for error in refused)
+    async with asyncio.timeout(60):
+        light = await collect(generator, ask(tenant="light", sampling=Sampling(max_tokens=2)))
+    assert light[-1].finish_reason in ("stop", "length")
+    waiting = (await generator.stats()).num_waiting
+    assert waiting > config.max_queued_requests / 2, "the light one did not wait for the flood's end"
+    for task in flood:
+        task.cancel()
+    await asyncio.gather(*flood, return_exceptions=True)
+    after = await settled(generator, before.num_cancelled + 1)
+    assert (after.num_running, after.num_waiting) == (0, 0)

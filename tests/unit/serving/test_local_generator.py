@@ -160,7 +160,7 @@ async def test_a_deadline_keeps_the_partial_text_and_what_was_held_back(start: S
 async def test_a_deadline_holds_even_when_the_engine_is_stuck(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.generator.ABORT_GRACE_S", 0.1)
+    monkeypatch.setattr("serving.deadline_reader.ABORT_GRACE_S", 0.1)
     generator = await start(LetterEngine(sticks=True))
     async with asyncio.timeout(5):
         chunks = await collect(generator, ask(deadline_s=0.1))
@@ -268,6 +268,82 @@ async def test_a_reader_whose_loop_is_gone_frees_its_slot(start: Start) -> None:
             break
         await asyncio.sleep(0.02)
     assert len(engine.aborted) == 1
+
+
+async def test_slots_of_readers_whose_loop_is_gone_go_to_the_next(start: Start) -> None:
+    engine = LetterEngine()
+    generator = await start(engine, max_num_seqs=1)
+    chunks = generator.generate(ask(1_000_000))
+
+    def read_and_close_the_loop() -> None:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(anext(chunks))
+        loop.close()
+
+    await asyncio.to_thread(read_and_close_the_loop)
+    async with asyncio.timeout(10):
+        assert (await collect(generator, ask(2)))[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize("scheduling", ["fair", "first_come"])
+async def test_a_flood_of_one_tenant_holds_up_another_only_where_asked_for(
+    start: Start, scheduling: str
+) -> None:
+    generator = await start(LetterEngine(max_num_seqs=2), max_num_seqs=2, scheduling=scheduling)
+    ended: list[str] = []
+
+    async def run(tenant: str) -> None:
+        await collect(generator, ask(20, tenant=tenant))
+        ended.append(tenant)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(16):
+            tasks.create_task(run("flood"))
+        await asyncio.sleep(0.01)
+        tasks.create_task(run("light"))
+    assert len(ended) == 17
+    place = ended.index("light")
+    assert place <= 4 if scheduling == "fair" else place >= 14
+
+
+async def test_a_request_whose_deadline_passes_while_it_waits_never_reaches_the_engine(start: Start) -> None:
+    engine = LetterEngine(sticks=True)
+    generator = await start(engine, max_num_seqs=1)
+    first = asyncio.create_task(collect(generator, ask(2)))
+    await until(lambda: bool(engine.seen))
+    chunks = await collect(generator, ask(deadline_s=0.05))
+    assert [(chunk.text, chunk.finish_reason) for chunk in chunks] == [("", "deadline")]
+    assert chunks[0].usage is not None
+    assert chunks[0].usage.prompt_tokens > 0
+    engine.stuck.set()
+    await first
+    assert len(engine.seen) == 1
+    stats = await generator.stats()
+    assert (stats.num_cancelled, stats.num_finished, stats.num_waiting) == (1, 1, 0)
+
+
+async def test_stopping_fails_those_that_wait_for_a_slot(start: Start) -> None:
+    engine = LetterEngine(step_s=0.005)
+    generator = await start(engine, max_num_seqs=1)
+    running = [asyncio.create_task(collect(generator, ask(100_000))) for _ in range(3)]
+    await until(lambda: bool(engine.seen))
+    assert (await generator.stats()).num_waiting == 2
+    await generator.stop()
+    for task in running:
+        with pytest.raises(GeneratorUnavailable, match="stopping"):
+            await task
+    assert len(engine.seen) == 1
+
+
+async def test_calls_of_an_older_run_go_before_newer_ones(start: Start) -> None:
+    engine = LetterEngine(step_s=0.005)
+    generator = await start(engine, max_num_seqs=1)
+    tasks = [asyncio.create_task(collect(generator, ask(20)))]
+    await until(lambda: bool(engine.seen))
+    for max_tokens, began_s in ((1, 300.0), (2, 200.0), (3, 100.0)):
+        tasks.append(asyncio.create_task(collect(generator, ask(max_tokens, run_began_s=began_s))))
+    await asyncio.gather(*tasks)
+    assert [request.sampling.max_tokens for request in engine.seen] == [20, 3, 2, 1]
 
 
 async def test_a_blend_request_is_served_exactly_where_the_engine_keeps_no_chunks(start: Start) -> None:
