@@ -80,6 +80,15 @@ class AsyncDriver:
         """Return why requests are served exactly, or None where chunks can be blended."""
         return self._no_blend_reason
 
+    @property
+    def kv_tokens(self) -> int:
+        """Return how many tokens of KV the engine can hold; 0 before it has started."""
+        if self._engine is None:
+            return 0
+        from serving.vllm_values import kv_tokens
+
+        return kv_tokens(self._engine.vllm_config)
+
     def submit(self, request: EngineRequest) -> OutputStream:
         """Queue a request and return its outputs.
 

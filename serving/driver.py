@@ -176,6 +176,11 @@ class Driver(Protocol):
         """Return why requests are served exactly, or None where chunks can be blended."""
         ...
 
+    @property
+    def kv_tokens(self) -> int:
+        """Return how many tokens of KV the engine can hold; 0 before it has started."""
+        ...
+
     async def stop(self) -> None:
         """Fail what is under way and free the model; safe to call twice."""
         ...

@@ -188,7 +188,9 @@ class FairQueue:
         self._tenants[ticket.tenant].served += tokens / self._weights.get(ticket.tenant, 1.0)
 
     def leave(self, ticket: Ticket) -> None:
-        """End a ticket, wherever it stands; its slot goes to the next."""
+        """End a ticket, wherever it stands; its slot goes to the next. A second call does nothing."""
+        if ticket not in self._tickets:
+            return
         if ticket.turn is not None and not ticket.loop.is_closed():
             ticket.turn.cancel()
         self._end(ticket)
@@ -237,8 +239,6 @@ class FairQueue:
                 self._end(ticket)
 
     def _end(self, ticket: Ticket) -> None:
-        if ticket not in self._tickets:
-            return
         self._tickets.remove(ticket)
         state = self._tenants[ticket.tenant]
         if ticket.holds_slot:

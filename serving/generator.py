@@ -23,8 +23,9 @@ from serving.config import ServingConfig
 from serving.deadline_reader import DeadlineReader
 from serving.driver import Driver, EngineRequest, OutputStream, StartTimings, choose_driver
 from serving.errors import GeneratorUnavailable, InvalidGeneration, Overloaded, PromptTooLong
-from serving.fair_queue import OUTPUT_WEIGHT, FairQueue, Ticket
+from serving.fair_queue import OUTPUT_WEIGHT, FairQueue
 from serving.metrics import GeneratorMetrics
+from serving.passage_order import PassageArranger, chunk_ids
 from serving.prompt import encode_segments
 from serving.request_limits import MAX_PRIORITY, check_request
 from serving.tokenizer import ModelTokenizer
@@ -89,6 +90,7 @@ class LocalGenerator:
         self._starting: asyncio.Task[StartTimings] | None = None
         self._tokenizer: ModelTokenizer | None = None
         self._info: GeneratorInfo | None = None
+        self._arranger = PassageArranger(0)
         self._idle: IdleWork | None = None
         self._gate = QualityGate(config.blend_gate)
         self._stopped = False
@@ -115,6 +117,7 @@ class LocalGenerator:
             tokenizer_hash=tokenizer_hash(folder),
             max_model_len=self.config.max_model_len,
         )
+        self._arranger = PassageArranger(self._driver.kv_tokens)
         if self._driver.no_blend_reason is None:
             self._idle = IdleWork(self._driver)
         return timings
@@ -140,23 +143,26 @@ class LocalGenerator:
         accepted_s = time.monotonic()
         driver = self._ready_driver()
         check_request(request)
+        self._check_room(request.tenant)
         request_id = self._claim(request.request_id)
-        ticket: Ticket | None = None
+        ticket = self._queue.admit(request.tenant, request.priority, request.run_began_s)
         reason: FinishReason | None = None
         usage = TokenUsage()
         stream: OutputStream | None = None
         try:
-            ticket = self._admit(request)
             deadline_s = request.deadline_s or self.config.default_deadline_s
             deadline_at = deadline_s and asyncio.get_running_loop().time() + deadline_s
-            engine_request, chunks = await self._engine_request(request)
-            usage = TokenUsage(prompt_tokens=len(engine_request.token_ids))
+            engine_request, chunks, chunk_order = await self._engine_request(request)
+            usage = TokenUsage(
+                prompt_tokens=len(engine_request.token_ids),
+                reordered=bool(chunk_order) and chunk_order != chunk_ids(request.prompt),
+            )
             try:
                 async with asyncio.timeout_at(deadline_at):
                     await self._queue.enter(ticket, usage.prompt_tokens)
             except TimeoutError:
                 reason = "deadline"
-                yield GeneratedChunk("", (), reason, usage)
+                yield GeneratedChunk("", (), reason, usage, chunk_order)
                 return
             self._metrics.entered(time.monotonic() - accepted_s)
             if self._idle is not None:
@@ -182,8 +188,7 @@ class LocalGenerator:
                     self._after_blend(engine_request, chunks, output.chunk_use, request.tenant)
                 reason = reader.finish_reason(output)
                 self._queue.leave(ticket)  # the next one need not wait for this one's reader
-                ticket = None
-                yield GeneratedChunk(output.text, output.token_ids, reason, usage)
+                yield GeneratedChunk(output.text, output.token_ids, reason, usage, chunk_order)
         except (asyncio.CancelledError, GeneratorExit):
             reason = reason or "cancelled"
             raise
@@ -191,8 +196,7 @@ class LocalGenerator:
             self._active.discard(request_id)
             if stream is not None and reason in (None, "cancelled"):
                 driver.abort(stream.request_id)
-            if ticket is not None:
-                self._queue.leave(ticket)
+            self._queue.leave(ticket)
             if usage.prompt_tokens:
                 self._metrics.ended(reason, usage, time.monotonic() - accepted_s)
 
@@ -203,10 +207,10 @@ class LocalGenerator:
             raise GeneratorUnavailable("The generator has not started; await `start()` first.")
         return self._driver
 
-    def _admit(self, request: GenerateRequest) -> Ticket:
-        refusal = self._queue.refusal(request.tenant)
+    def _check_room(self, tenant: str) -> None:
+        refusal = self._queue.refusal(tenant)
         if refusal is None:
-            return self._queue.admit(request.tenant, request.priority, request.run_began_s)
+            return
         self._metrics.rejected()
         rounds = (max(self._queue.num_beyond_slots, 0) + 1) / self.config.max_num_seqs
         low, high = RETRY_AFTER_S
@@ -226,8 +230,15 @@ class LocalGenerator:
         self._active.add(request_id)
         return request_id
 
-    async def _engine_request(self, request: GenerateRequest) -> tuple[EngineRequest, PromptChunks | None]:
-        segment_ids = await self._encode(request.prompt)
+    async def _engine_request(
+        self, request: GenerateRequest
+    ) -> tuple[EngineRequest, PromptChunks | None, tuple[str, ...]]:
+        """Return what the engine is asked, its chunks where it blends, their order where that was chosen."""
+        segment_ids, chunk_order = await self._encode(request.prompt), ()
+        if request.reuse.mode == "reorder":
+            segment_ids, chunk_order = self._arranger.arrange(
+                request.prompt, segment_ids, request.reuse.order, request.tenant
+            )
         token_ids = list(chain.from_iterable(segment_ids))
         limit = self.config.max_model_len
         if not token_ids:
@@ -253,7 +264,7 @@ class LocalGenerator:
             priority=request.priority,
             blend=None if chunks is None else BlendPlan(load=chunks.spans, repair=repair),
         )
-        return engine_request, chunks
+        return engine_request, chunks, chunk_order
 
     def _chunk_scope(self, tenant: str) -> str:
         assert self._info is not None

@@ -64,6 +64,11 @@ class StepEngine(Protocol):
         """Return why chunks' KV is not used, or None where it is."""
         ...
 
+    @property
+    def kv_tokens(self) -> int:
+        """Return how many tokens of KV it can hold."""
+        ...
+
 
 EngineBuilder = Callable[[ServingConfig, str], tuple[StepEngine, StartTimings]]
 """Makes the engine from settings and the model's folder; called on the driver's thread."""
@@ -125,6 +130,7 @@ class InprocDriver:
         self._told_s = 0.0
         self._load = EngineLoad()
         self._no_blend_reason: str | None = "the engine has not started"
+        self._kv_tokens = 0
         self._failure: str | None = None
         self._stopping = False
         self._gate = threading.Lock()
@@ -176,6 +182,11 @@ class InprocDriver:
         """Return why requests are served exactly, or None where chunks can be blended."""
         return self._no_blend_reason
 
+    @property
+    def kv_tokens(self) -> int:
+        """Return how many tokens of KV the engine can hold; 0 before it has started."""
+        return self._kv_tokens
+
     async def stop(self) -> None:
         """Fail what is under way and free the model; safe to call twice."""
         thread = self._thread
@@ -195,6 +206,7 @@ class InprocDriver:
             self._started.set_exception(ModelUnusable(self._failure))
             return
         self._no_blend_reason = engine.no_blend_reason
+        self._kv_tokens = engine.kv_tokens
         self._started.set_result(timings)
         reason = "The engine is stopping; send the request again once it is back."
         try:

@@ -56,6 +56,7 @@ def merge_chunks(chunks: list[GeneratedChunk]) -> GeneratedChunk:
         token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
         finish_reason=last.finish_reason,
         usage=last.usage,
+        chunk_order=last.chunk_order,
     )
 
 

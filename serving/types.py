@@ -12,8 +12,12 @@ from typing import Literal, Protocol
 SegmentKind = Literal["system", "tools", "passage", "memory", "history", "question", "answer"]
 """What a stretch of the prompt is for; kinds are ordered from most shared to least shared."""
 
-ReuseMode = Literal["exact", "blend"]
-"""Whether KV is reused for equal prefixes only, or also for chunks at other places."""
+ReuseMode = Literal["exact", "reorder", "blend"]
+"""Whether KV is reused for equal prefixes only, after putting passages in an order that has more of them, or
+also for chunks at other places."""
+
+PassageOrder = Literal["canonical", "greedy_tree"]
+"""The order that `reorder` puts passages in: by chunk id, or as an earlier prompt began."""
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 """Why a generation ended: end token or stop string, token limit, caller's cancel, caller's deadline."""
@@ -80,17 +84,23 @@ class KVReuse:
     """How much of a prompt's KV may be taken from other prompts."""
 
     mode: ReuseMode = "exact"
-    """`exact` reuses equal prefixes, which changes no answer. `blend` also takes the KV of chunks from the
-    chunk store, wherever they stand: sooner, and close to the exact answer. It is served exactly where the
-    model or the settings do not allow it; `TokenUsage.mode` says what was done."""
+    """`exact` reuses equal prefixes, which changes no answer. `reorder` puts the passages in another order
+    first, so that more is equal: exact for that order, which `GeneratedChunk.chunk_order` tells. `blend`
+    takes the KV of chunks from the chunk store, wherever they stand: sooner, and close to the exact answer.
+    It is served exactly where the model or the settings do not allow it; `TokenUsage.mode` says what was
+    done."""
+    order: PassageOrder = "greedy_tree"
+    """The order of `reorder`."""
     first_k: int = 16
     """Tokens at the start of every blended chunk that are computed anew, 0 or more."""
     repair_share: float = 0.0
     """Share of all blended tokens that is computed anew, those whose keys differ most; 0 to 1."""
 
     def __post_init__(self) -> None:
-        if self.mode not in ("exact", "blend"):
-            raise ValueError(f"reuse.mode must be exact or blend, got {self.mode!r}")
+        if self.mode not in ("exact", "reorder", "blend"):
+            raise ValueError(f"reuse.mode must be exact, reorder or blend, got {self.mode!r}")
+        if self.order not in ("canonical", "greedy_tree"):
+            raise ValueError(f"reuse.order must be canonical or greedy_tree, got {self.order!r}")
         if self.first_k < 0:
             raise ValueError(f"reuse.first_k must be >= 0, got {self.first_k}")
         if not 0.0 <= self.repair_share <= 1.0:
@@ -138,11 +148,13 @@ class TokenUsage:
     """Prompt tokens whose KV came from the chunk store."""
     repaired_tokens: int = 0
     """Tokens of a blended prompt computed up to its last chunk: repairs and what stands between chunks."""
+    reordered: bool = False
+    """Whether passages were put in another order than they were given in."""
 
     @property
     def mode(self) -> ReuseMode:
-        """Return whether any KV of this prompt was blended."""
-        return "blend" if self.blended_tokens else "exact"
+        """Return what was done to the prompt."""
+        return "blend" if self.blended_tokens else "reorder" if self.reordered else "exact"
 
     def __add__(self, other: TokenUsage) -> TokenUsage:
         return TokenUsage(
@@ -151,6 +163,7 @@ class TokenUsage:
             self.completion_tokens + other.completion_tokens,
             self.blended_tokens + other.blended_tokens,
             self.repaired_tokens + other.repaired_tokens,
+            self.reordered or other.reordered,
         )
 
 
@@ -166,6 +179,8 @@ class GeneratedChunk:
     """Set on the last chunk only."""
     usage: TokenUsage | None = None
     """Set on the last chunk only."""
+    chunk_order: tuple[str, ...] = ()
+    """Chunk ids in the order the model read them; set on the last chunk, where `reuse.mode` is `reorder`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,8 @@ class VllmEngine:
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self.no_blend_reason = self._attach_chunk_kv(config)
         """Why chunks' KV is not used, or None where it is."""
+        self.kv_tokens = vllm_values.kv_tokens(self._engine.vllm_config)
+        """Tokens of KV it can hold."""
         self._engine_ids: dict[str, str] = {}
         self._steps_s: deque[float] = deque(maxlen=NUM_STEPS_TIMED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm.config import VllmConfig
 from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -22,6 +23,11 @@ def register_architecture(folder: str) -> None:
         registered = ModelRegistry.models.get(architecture)
         if registered is not None:
             ModelRegistry.register_model(architecture, registered.load_model_cls())
+
+
+def kv_tokens(config: VllmConfig) -> int:
+    """Return how many tokens of KV an engine that has started can hold."""
+    return (config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size
 
 
 def sampling_params(request: EngineRequest, piece_tokens: int = 1) -> SamplingParams:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable
 
 from serving.errors import GeneratorUnavailable, InvalidGeneration, Overloaded, PromptTooLong
 from serving.fair_queue import OUTPUT_WEIGHT, FairQueue
+from serving.passage_order import PassageArranger
 from serving.types import (
     FinishReason,
     GeneratedChunk,
@@ -55,6 +56,7 @@ class ScriptedGenerator:
         self.failure: str | None = None
         """Set it to make the generator die: requests under way and new ones fail with it."""
         self._active: set[str] = set()
+        self._arranger = PassageArranger(10_000)
         self._queue = FairQueue(max_num_seqs, max_queued_requests, num_reserved=max_num_seqs // 8)
         self._cached: dict[str, list[str]] = {}
         self._num_finished = 0
@@ -70,11 +72,16 @@ class ScriptedGenerator:
         usage = TokenUsage(prompt_tokens=len(request.prompt.text))
         reason: FinishReason | None = "cancelled"
         text, natural = self._text(request, usage.prompt_tokens)
+        shown, chunk_order = self._arrange(request)
         try:
             try:
                 async with asyncio.timeout_at(ends_at):
                     await self._queue.enter(ticket, usage.prompt_tokens)
-                usage = TokenUsage(usage.prompt_tokens, self._reuse(request), 0)
+                usage = TokenUsage(
+                    usage.prompt_tokens,
+                    self._reuse(request.tenant, shown),
+                    reordered=shown != request.prompt.text,
+                )
                 for character in text:
                     async with asyncio.timeout_at(ends_at):
                         await asyncio.sleep(self.token_delay_s)
@@ -88,7 +95,7 @@ class ScriptedGenerator:
             except GeneratorUnavailable:
                 reason = None
                 raise
-            yield GeneratedChunk("", (), reason, usage)
+            yield GeneratedChunk("", (), reason, usage, chunk_order)
         finally:
             self._queue.leave(ticket)
             self._active.discard(request_id)
@@ -124,14 +131,21 @@ class ScriptedGenerator:
             return text[: min(stops)], "stop"
         return (text[:limit], "length") if len(text) >= limit else (text, "stop")
 
-    def _reuse(self, request: GenerateRequest) -> int:
-        text = request.prompt.text
+    def _arrange(self, request: GenerateRequest) -> tuple[str, tuple[str, ...]]:
+        """Return the prompt as the model reads it, and its chunks' order where that was chosen."""
+        if request.reuse.mode != "reorder":
+            return request.prompt.text, ()
+        ids = [[ord(character) for character in segment.text] for segment in request.prompt.segments]
+        arranged, order = self._arranger.arrange(request.prompt, ids, request.reuse.order, request.tenant)
+        return "".join(chr(one) for segment in arranged for one in segment), order
+
+    def _reuse(self, tenant: str, text: str) -> int:
         cached = 0
-        for earlier in self._cached.setdefault(request.tenant, []):
+        for earlier in self._cached.setdefault(tenant, []):
             shared = next((i for i, (a, b) in enumerate(zip(text, earlier, strict=False)) if a != b), None)
             shared = min(len(text), len(earlier)) if shared is None else shared
             cached = max(cached, min(shared, len(text) - 1) // BLOCK_SIZE * BLOCK_SIZE)
-        self._cached[request.tenant].append(text)
+        self._cached[tenant].append(text)
         return cached
 
     async def count_tokens(self, prompt: Prompt) -> int:

@@ -18,7 +18,7 @@ from agents.meters import spent_meter
 from agents.nodes.retrieve import passages_of
 from agents.sanitise import SafeStream, plain
 from agents.state import ChatTurn, RagState, StopReason
-from retrieval.types import Passage
+from retrieval.types import Hit, Passage
 from serving.prompt import PromptPassage, Turn, rag_prompt
 from serving.types import FinishReason, GenerateRequest, Prompt, Sampling, TokenUsage
 
@@ -111,13 +111,34 @@ async def generate(state: RagState, runtime: Runtime[RunContext]) -> dict[str, A
         deadline_s=context.remaining_s,
         reuse=config.reuse,
     )
-    draft, finish, used = await stream_text(request, runtime, fitted.num_tokens, SafeStream())
+    written = await stream_text(request, runtime, fitted.num_tokens, SafeStream())
     return {
-        "draft": draft,
-        "usage": used,
+        "draft": written.text,
+        "usage": written.usage,
         "num_model_calls": 1,
-        "stop_reason": cut_reason(finish, is_budget_cut=max_tokens < config.max_answer_tokens),
+        "stop_reason": cut_reason(written.finish, is_budget_cut=max_tokens < config.max_answer_tokens),
+        **({"hits": _as_shown(state.get("hits", []), written.chunk_order)} if written.chunk_order else {}),
     }
+
+
+def _as_shown(hits: Sequence[Hit], chunk_order: Sequence[str]) -> list[Hit]:
+    """Return the hits in the order the model read their passages, for its [n] to mean the same ones."""
+    places = {chunk_id: place for place, chunk_id in enumerate(chunk_order)}
+    return sorted(hits, key=lambda hit: places.get(hit.chunk_id, len(places)))
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a generation came to."""
+
+    text: str
+    """All of it."""
+    finish: FinishReason
+    """Why it ended."""
+    usage: TokenUsage
+    """What it cost."""
+    chunk_order: tuple[str, ...] = ()
+    """Chunks in the order the model read them, where the generator chose it."""
 
 
 class TextFilter(Protocol):
@@ -134,8 +155,8 @@ class TextFilter(Protocol):
 
 async def stream_text(
     request: GenerateRequest, runtime: Runtime[RunContext], prompt_tokens: int, shown: TextFilter
-) -> tuple[str, FinishReason, TokenUsage]:
-    """Return the text, why it ended and what it cost, emitting what `shown` releases on the way.
+) -> Written:
+    """Return what was written, emitting what `shown` releases on the way.
 
     Raises:
         ServingError: The generator refused or failed.
@@ -145,6 +166,7 @@ async def stream_text(
     num_tokens = 0
     finish: FinishReason = "deadline"
     usage: TokenUsage | None = None
+    chunk_order: tuple[str, ...] = ()
     stream = context.generator.generate(request)
     async with AsyncExitStack() as stack:
         # Leaving this block by any way (end, error, cancellation) frees the request's slot in the engine.
@@ -160,13 +182,14 @@ async def stream_text(
                         runtime.stream_writer(Token(**context.stamp(), text=settled))
                     finish = chunk.finish_reason or finish
                     usage = chunk.usage or usage
+                    chunk_order = chunk.chunk_order
         except TimeoutError:
             if not limit.expired():
                 raise
             finish = "deadline"
     if rest := shown.flush():
         runtime.stream_writer(Token(**context.stamp(), text=rest))
-    return "".join(parts), finish, usage or TokenUsage(prompt_tokens, 0, num_tokens)
+    return Written("".join(parts), finish, usage or TokenUsage(prompt_tokens, 0, num_tokens), chunk_order)
 
 
 def cut_reason(finish: FinishReason, *, is_budget_cut: bool) -> StopReason | None:

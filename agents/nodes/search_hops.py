@@ -22,7 +22,7 @@ from agents.search_loop.prompt import search_prompt
 from agents.state import RagState, StopReason
 from agents.words import words
 from retrieval.types import Passage
-from serving.types import GenerateRequest, Prompt, Sampling, TokenUsage
+from serving.types import GenerateRequest, KVReuse, Prompt, Sampling, TokenUsage
 
 HOP_STEPS = 4
 """Supersteps a turn may lead to before the run can close: act, observe, retrieve, write."""
@@ -146,23 +146,24 @@ async def act(state: MultiHopState, runtime: Runtime[RunContext]) -> dict[str, A
         tenant=context.tenant,
         run_began_s=context.began_s,
         deadline_s=context.remaining_s,
-        reuse=config.reuse,
+        # The numbers of passages are what the loop's calls name: they keep their places.
+        reuse=config.reuse if config.reuse.mode != "reorder" else KVReuse(),
     )
-    text, finish, used = await stream_text(request, runtime, num_tokens, AnswerStream())
-    spent = {"usage": used, "num_model_calls": 1}
-    is_cut = finish != "stop"
-    call = loop_of(state, context).decide(text, is_cut=is_cut)
+    written = await stream_text(request, runtime, num_tokens, AnswerStream())
+    spent = {"usage": written.usage, "num_model_calls": 1}
+    is_cut = written.finish != "stop"
+    call = loop_of(state, context).decide(written.text, is_cut=is_cut)
     if isinstance(call, Answer):
         is_budget_cut = max_tokens < config.max_answer_tokens
         return {
             **spent,
             "turn": "",
             "draft": call.text,
-            "stop_reason": cut_reason(finish, is_budget_cut=is_budget_cut),
+            "stop_reason": cut_reason(written.finish, is_budget_cut=is_budget_cut),
         }
-    if finish in ("deadline", "cancelled"):
-        return {**spent, "turn": "", "stop_reason": finish}
-    return {**spent, "turn": text, "is_turn_cut": is_cut}
+    if written.finish in ("deadline", "cancelled"):
+        return {**spent, "turn": "", "stop_reason": written.finish}
+    return {**spent, "turn": written.text, "is_turn_cut": is_cut}
 
 
 async def observe(state: MultiHopState, runtime: Runtime[RunContext]) -> dict[str, Any]:

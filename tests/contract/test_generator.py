@@ -12,12 +12,13 @@ from fakes_serving import ScriptedGenerator
 
 from serving.config import ServingConfig
 from serving.errors import InvalidGeneration, Overloaded, PromptTooLong
-from serving.prompt import Turn, chat_prompt
+from serving.prompt import PromptPassage, Turn, chat_prompt, rag_prompt
 from serving.types import (
     GeneratedChunk,
     GenerateRequest,
     Generator,
     GeneratorStats,
+    KVReuse,
     Prompt,
     Sampling,
     Segment,
@@ -204,6 +205,34 @@ async def test_cached_tokens_are_never_shared_between_tenants(generator: Generat
     other = await collect(generator, replace(request, tenant="south"))
     assert other[-1].usage is not None
     assert other[-1].usage.cached_tokens == 0
+
+
+async def test_a_canonical_order_answers_as_if_written_so_and_shares_its_prefix(generator: Generator) -> None:
+    passages = [PromptPassage(one, one, f"{one}: {fresh_text()}") for one in ("b", "c", "a")]
+    sampling = Sampling(max_tokens=12)
+    given, sorted_ones = (
+        GenerateRequest(rag_prompt("why?", chosen), sampling)
+        for chosen in (passages, sorted(passages, key=str))
+    )
+    exact = await collect(generator, sorted_ones)
+    reordered = await collect(generator, replace(given, reuse=KVReuse("reorder", order="canonical")))
+    assert reordered[-1].chunk_order == ("a", "b", "c")
+    assert exact[-1].chunk_order == ()
+    assert [t for c in reordered for t in c.token_ids] == [t for c in exact for t in c.token_ids]
+    assert reordered[-1].usage is not None
+    assert reordered[-1].usage.mode == "reorder"
+    assert reordered[-1].usage.cached_tokens > reordered[-1].usage.prompt_tokens // 2
+
+
+async def test_a_greedy_order_begins_as_an_earlier_prompt_did(generator: Generator) -> None:
+    passages = [PromptPassage(f"{next(FRESH)}", "title", fresh_text()) for _ in range(4)]
+    reuse, sampling = KVReuse("reorder"), Sampling(max_tokens=1)
+    await collect(generator, GenerateRequest(rag_prompt("who?", passages[:3]), sampling, reuse=reuse))
+    request = GenerateRequest(rag_prompt("why?", passages[::-1]), sampling, reuse=reuse)
+    last = (await collect(generator, request))[-1]
+    assert last.chunk_order == tuple(passage.chunk_id for passage in passages)
+    assert last.usage is not None
+    assert last.usage.cached_tokens > last.usage.prompt_tokens // 2
 
 
 async def test_a_request_id_under_way_is_refused(generator: Generator) -> None:

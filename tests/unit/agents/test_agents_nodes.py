@@ -10,6 +10,7 @@ import pytest
 from fakes_agents import MemoryRetriever, passage
 from fakes_serving import ScriptedGenerator
 from langgraph.graph import END, START, StateGraph
+from langgraph.runtime import Runtime
 
 import agents
 from agents import (
@@ -27,7 +28,9 @@ from agents.graphs import GRAPHS, build
 from agents.nodes import begin, cite, finalize, generate, retrieve
 from agents.nodes.generate import history
 from agents.nodes.retrieve import search_query
+from agents.search_loop.prompt import SEARCH_SYSTEM
 from retrieval.types import Hit, SearchResult
+from serving.types import KVReuse
 
 TEXT = "PagedAttention was created at UC Berkeley in 2023."
 QUESTION = "Where was PagedAttention created?"
@@ -156,6 +159,34 @@ async def test_a_long_query_is_cut_to_what_search_takes():
     )
     await pipeline.invoke("word " * 100)
     assert len(retriever.requests[0].query) == 50
+
+
+async def test_passages_that_the_generator_reordered_keep_their_numbers_for_the_citations():
+    texts = ["PagedAttention was created at UC Berkeley.", "PagedAttention was created at a desk in 2023."]
+    retriever = MemoryRetriever(
+        [passage(text, document=f"{n}.md") for n, text in zip("za", texts, strict=True)]
+    )
+    generator = ScriptedGenerator("UC Berkeley [2].", max_model_len=100_000)
+    hits = {}
+    for mode in ("exact", "reorder"):
+        config = AgentsConfig(reuse=KVReuse(mode, order="canonical"))  # type: ignore[arg-type]
+        run = RunContext(retriever=retriever, generator=generator, config=config)
+        state = {"question": QUESTION, **await retrieve({"question": QUESTION}, Runtime(context=run))}
+        state["hits"] = sorted(state["hits"], key=lambda hit: hit.chunk_id, reverse=True)
+        state |= await generate(state, Runtime(context=run))
+        hits[mode] = [hit.chunk_id.split(":")[0] for hit in state["hits"]]
+        assert state["draft"] == "UC Berkeley [2]."
+    assert hits == {"exact": ["doc-z.md", "doc-a.md"], "reorder": ["doc-a.md", "doc-z.md"]}
+
+
+async def test_the_search_loop_keeps_passages_where_its_calls_name_them():
+    config = AgentsConfig(reuse=KVReuse("reorder"))
+    run = context(config=config)
+    await build("multi_hop").compile().ainvoke({"question": QUESTION}, context=run)
+    assert isinstance(run.generator, ScriptedGenerator)
+    loop = [request for request in run.generator.requests if SEARCH_SYSTEM in request.prompt.text]
+    assert loop
+    assert {request.reuse.mode for request in loop} == {"exact"}
 
 
 def test_history_holds_answered_exchanges_without_marks():

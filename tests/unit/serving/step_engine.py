@@ -26,6 +26,7 @@ class LetterEngine:
     aborted: list[str] = field(default_factory=list)
     closed: bool = False
     no_blend_reason: str | None = NO_CHUNK_KV
+    kv_tokens: int = 10_000
     requests: dict[str, EngineRequest] = field(default_factory=dict)
     written: dict[str, int] = field(default_factory=dict)
     seen: list[EngineRequest] = field(default_factory=list)

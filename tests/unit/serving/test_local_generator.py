@@ -19,6 +19,7 @@ from serving.driver import StartTimings
 from serving.errors import GeneratorUnavailable, InvalidGeneration, ModelUnusable, Overloaded, PromptTooLong
 from serving.generator import LocalGenerator
 from serving.inproc_driver import InprocDriver
+from serving.prompt import PromptPassage, rag_prompt
 from serving.types import GeneratedChunk, GenerateRequest, KVReuse, Prompt, Sampling, Segment
 
 Start = Callable[..., Awaitable[LocalGenerator]]
@@ -447,3 +448,26 @@ async def test_stopped_idle_work_leaves_nothing_in_the_engine(start: Start) -> N
     await idle.stop()
     await until(lambda: not engine.busy())
     assert engine.aborted == ["long"]
+
+
+async def test_reordered_passages_begin_as_earlier_prompts_and_the_order_is_told(start: Start) -> None:
+    engine = LetterEngine()
+    generator = await start(engine)
+    given, reuse = ["a b c", "d c b a"], KVReuse("reorder")
+    orders, usages = [], []
+    for ids in given:
+        passages = [PromptPassage(one, one, f"text of {one}") for one in ids.split()]
+        chunks = await collect(
+            generator, GenerateRequest(rag_prompt("why?", passages), Sampling(max_tokens=2), reuse=reuse)
+        )
+        assert all(not chunk.chunk_order for chunk in chunks[:-1])
+        orders.append(" ".join(chunks[-1].chunk_order))
+        assert chunks[-1].usage is not None
+        usages.append(chunks[-1].usage.mode)
+    assert orders == ["a b c", "a b c d"]
+    assert usages == ["exact", "reorder"]
+    wanted = [PromptPassage(one, one, f"text of {one}") for one in orders[1].split()]
+    assert len(engine.seen[1].token_ids) == await generator.count_tokens(rag_prompt("why?", wanted))
+    (exact,) = await collect(generator, GenerateRequest(rag_prompt("why?", wanted), Sampling(max_tokens=1)))
+    assert engine.seen[2].token_ids == engine.seen[1].token_ids
+    assert exact.chunk_order == ()
