@@ -1,6 +1,6 @@
 """How soon an answer from passages begins when their KV is reused, and how much of it is.
 
-Run: `python -m benchmarks.serving_ttft [--quick] [--data DIR]`
+Run: `python -m benchmarks.serving_ttft [--quick] [--deep] [--data DIR]`
 
 `cached`: prompts of five passages drawn from a pool whose KV is all in the store, in random order. Arms:
 `full` (nothing is reused), `blend_k16` and `blend_15` (first 16 tokens of each passage, or the 15 % that
@@ -11,7 +11,9 @@ passages in the order of retrieval), `reorder` (in the order an earlier prompt b
 chunk id), `blend_k16`, `blend_15`.
 
 One engine, one request at a time, arms interleaved A B C C B A; speedups are ratios of medians of each
-repetition. The weights are those of `graft-mini`: what is measured is speed, not what the answers are worth.
+repetition, over the whole trace and over its second half (`warm`). The weights are those of `graft-mini`, or
+with `--deep` random ones of a model of 16 layers and 55 million parameters: what is measured is speed, not
+what the answers are worth.
 """
 
 from __future__ import annotations
@@ -22,15 +24,17 @@ import itertools
 import os
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.random_generator import random_generator
 from benchmarks.report import Report
 from graft.config import REPOSITORY
-from serving.config import ServingConfig
+from serving.config import BUNDLED_MODEL, ServingConfig
 from serving.environment import engine_environment
 from serving.generator import LocalGenerator
 from serving.prompt import PromptPassage, rag_prompt
@@ -47,6 +51,21 @@ ARMS = {
     "blend_k16": KVReuse("blend", first_k=16),
     "blend_15": KVReuse("blend", first_k=0, repair_share=0.15),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    cached_rounds: int
+    """Prompts of each arm whose passages are all stored."""
+    trace_requests: int
+    """Prompts of the trace."""
+    repetitions: int
+    """Runs of the trace by each arm."""
+
+
+FULL, DEEP, QUICK = Size(20, 240, 5), Size(10, 60, 3), Size(4, 12, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +193,12 @@ async def trace(
             await generator.idle_work_done()
         runs[arm].append(run)
 
-    def medians(arm: str) -> list[float]:
-        return [statistics.median(first.ttft_s for first in run) for run in runs[arm]]
+    def medians(arm: str, begin: int = 0) -> list[float]:
+        return [statistics.median(first.ttft_s for first in run[begin:]) for run in runs[arm]]
+
+    def speedups(arm: str, begin: int = 0) -> list[float]:
+        pairs = zip(medians("baseline", begin), medians(arm, begin), strict=True)
+        return [theirs / ours for theirs, ours in pairs]
 
     def hits(arm: str) -> float:
         return statistics.mean(
@@ -183,15 +206,15 @@ async def trace(
         )
 
     for arm, (speedup_target, hits_target) in targets.items():
-        ratios = [theirs / ours for theirs, ours in zip(medians("baseline"), medians(arm), strict=True)]
         report.add(
             arm,
             "ttft_p50_speedup",
-            round(statistics.median(ratios), 2),
+            round(statistics.median(speedups(arm)), 2),
             "ratio",
             target=speedup_target,
             better="higher",
-            runs=[round(value, 2) for value in ratios],
+            runs=[round(value, 2) for value in speedups(arm)],
+            warm=round(statistics.median(speedups(arm, num_requests // 2)), 2),
             baseline_ms=round(1000 * statistics.median(medians("baseline")), 1),
             ttft_ms=round(1000 * statistics.median(medians(arm)), 1),
             completed=sum(map(len, runs[arm])),
@@ -208,16 +231,16 @@ async def trace(
         )
 
 
-async def measure(report: Report, *, quick: bool) -> None:
+async def measure(report: Report, model: str, size: Size) -> None:
     """Start the engine and measure every arm."""
-    config = ServingConfig(chunk_kv_bytes=2 << 30)
+    config = ServingConfig(model=model, chunk_kv_bytes=3 << 30)
     os.environ.update(engine_environment(config))  # Before torch is imported.
     generator = LocalGenerator(config)
     await generator.start()
     try:
         pool = passages()
-        await cached(report, generator, pool, 4 if quick else 20)
-        await trace(report, generator, pool, *((12, 1) if quick else (60, 5)))
+        await cached(report, generator, pool, size.cached_rounds)
+        await trace(report, generator, pool, size.trace_requests, size.repetitions)
     finally:
         await generator.stop()
 
@@ -229,9 +252,13 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, help="unused: passages are the sample library's")
     parser.add_argument("--quick", action="store_true", help="few requests; keeps nothing")
+    parser.add_argument("--deep", action="store_true", help="random weights of 16 layers; a file of its own")
     options = parser.parse_args()
-    report = Report("serving_ttft", quick=options.quick)
-    asyncio.run(measure(report, quick=options.quick))
+    report = Report("serving_ttft_deep" if options.deep else "serving_ttft", quick=options.quick)
+    size = QUICK if options.quick else DEEP if options.deep else FULL
+    with tempfile.TemporaryDirectory() as folder:
+        model = str(random_generator(Path(folder))) if options.deep else BUNDLED_MODEL
+        asyncio.run(measure(report, model, size))
     report.save()
 
 
