@@ -8,6 +8,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from serving.chunk_kv.store_stats import StoreStats
 from serving.config import ServingConfig
 from serving.driver import NO_CHUNK_KV, EngineLoad, EngineRequest, OutputStream, StartTimings
 from serving.engine_arguments import engine_arguments
@@ -88,6 +89,12 @@ class AsyncDriver:
         from serving.vllm_values import kv_tokens
 
         return kv_tokens(self._engine.vllm_config)
+
+    async def store_stats(self) -> StoreStats | None:
+        """Return what the chunk store holds and did; None where there is none, or the engine is gone."""
+        if self._engine is None or self._failure is not None or not self._config.chunk_kv_bytes:
+            return None
+        return (await self._engine.collective_rpc("chunk_kv_stats"))[0]
 
     def submit(self, request: EngineRequest) -> OutputStream:
         """Queue a request and return its outputs.

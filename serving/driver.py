@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from serving.chunk_kv.blend_plan import BlendPlan, ChunkUse
+from serving.chunk_kv.store_stats import StoreStats
 from serving.config import ServingConfig
 from serving.types import Sampling
 
@@ -179,6 +180,10 @@ class Driver(Protocol):
     @property
     def kv_tokens(self) -> int:
         """Return how many tokens of KV the engine can hold; 0 before it has started."""
+        ...
+
+    async def store_stats(self) -> StoreStats | None:
+        """Return what the chunk store holds and did; None where there is none, or the engine is gone."""
         ...
 
     async def stop(self) -> None:

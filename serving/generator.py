@@ -347,6 +347,8 @@ class LocalGenerator:
     async def metrics_text(self) -> str:
         """Return the metrics in Prometheus' text format."""
         self._metrics.fairness_gap(self._queue.gap_tokens)
+        if self._driver is not None:
+            self._metrics.stored(await self._driver.store_stats())
         return self._metrics.prometheus_text(*self._load())
 
     def _load(self) -> tuple[int, int]:

@@ -18,8 +18,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
+from serving.chunk_kv.store_stats import StoreStats
 from serving.config import ServingConfig
-from serving.driver import EngineLoad, EngineOutput, EngineRequest, OutputStream, StartTimings
+from serving.driver import (
+    NO_CHUNK_KV,
+    EngineLoad,
+    EngineOutput,
+    EngineRequest,
+    OutputStream,
+    StartTimings,
+)
 from serving.errors import GeneratorUnavailable, InvalidGeneration, ModelUnusable
 
 logger = logging.getLogger(__name__)
@@ -69,6 +77,10 @@ class StepEngine(Protocol):
         """Return how many tokens of KV it can hold."""
         ...
 
+    def store_stats(self) -> StoreStats | None:
+        """Return what its chunk store holds and did; None where it has none."""
+        ...
+
 
 EngineBuilder = Callable[[ServingConfig, str], tuple[StepEngine, StartTimings]]
 """Makes the engine from settings and the model's folder; called on the driver's thread."""
@@ -93,6 +105,11 @@ class _Submit:
 @dataclass(frozen=True, slots=True)
 class _Abort:
     request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _AskStore:
+    answer: Future[StoreStats | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +141,7 @@ class InprocDriver:
         self._config = config
         self._folder = folder
         self._build = build
-        self._commands: queue.SimpleQueue[_Submit | _Abort | _Stop] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Submit | _Abort | _AskStore | _Stop] = queue.SimpleQueue()
         self._running: dict[str, _Running] = {}
         self._held: News = []
         self._told_s = 0.0
@@ -187,6 +204,15 @@ class InprocDriver:
         """Return how many tokens of KV the engine can hold; 0 before it has started."""
         return self._kv_tokens
 
+    async def store_stats(self) -> StoreStats | None:
+        """Return what the chunk store holds and did; None where there is none, or the engine is gone."""
+        answer: Future[StoreStats | None] = Future()
+        with self._gate:
+            if self._stopping or self._no_blend_reason == NO_CHUNK_KV or not self._started.done():
+                return None
+            self._commands.put(_AskStore(answer))
+        return await asyncio.wrap_future(answer)
+
     async def stop(self) -> None:
         """Fail what is under way and free the model; safe to call twice."""
         thread = self._thread
@@ -235,6 +261,8 @@ class InprocDriver:
                 self._add(engine, command)
             elif isinstance(command, _Abort):
                 self._abort(engine, command.request_id)
+            elif isinstance(command, _AskStore):
+                command.answer.set_result(engine.store_stats())
             else:
                 return False
 
@@ -289,6 +317,8 @@ class InprocDriver:
                 break
             if isinstance(command, _Submit):
                 streams.append(command.stream)
+            elif isinstance(command, _AskStore):
+                command.answer.set_result(None)
         self._held += [(stream, GeneratorUnavailable(reason)) for stream in streams]
         self._tell(None)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from serving.chunk_kv.quality_gate import QualityGate
+from serving.chunk_kv.store_stats import StoreStats
 from serving.types import FinishReason, GeneratorStats, TokenUsage
 
 TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -62,6 +67,8 @@ class GeneratorMetrics:
             buckets=DURATION_BUCKETS_S,
             registry=self._registry,
         )
+        self._store = _StoreCollector()
+        self._registry.register(self._store)
         self._num_finished = 0
         self._num_cancelled = 0
         self._usage = TokenUsage()
@@ -89,6 +96,10 @@ class GeneratorMetrics:
     def rejected(self) -> None:
         """Count a request refused because the queue was full."""
         self._rejected.inc()
+
+    def stored(self, stats: StoreStats | None) -> None:
+        """Tell what the chunk store holds and did; None where there is none."""
+        self._store.stats = stats
 
     def checked(self, gate: QualityGate) -> None:
         """Count a check of a blended answer."""
@@ -131,3 +142,31 @@ class GeneratorMetrics:
         self._running.set(num_running)
         self._waiting.set(num_waiting)
         return generate_latest(self._registry).decode()
+
+
+class _StoreCollector(Collector):
+    """Gives Prometheus what a chunk store counts by itself."""
+
+    stats: StoreStats | None = None
+
+    def collect(self) -> Iterable[Metric]:
+        stats = self.stats
+        if stats is None:
+            return
+        chunks = GaugeMetricFamily("graft_chunk_kv_chunks", "Chunks whose KV is stored.", labels=["tier"])
+        num_bytes = GaugeMetricFamily("graft_chunk_kv_bytes", "Bytes of it.", labels=["tier"])
+        reads = CounterMetricFamily(
+            "graft_chunk_kv_reads", "Reads by where they were found.", labels=["tier"]
+        )
+        lost = CounterMetricFamily("graft_chunk_kv_lost", "Chunks that a tier did not keep.", labels=["why"])
+        for tier, held, size, hits in (
+            ("memory", stats.memory_chunks, stats.memory_bytes, stats.memory_hits),
+            ("disk", stats.disk_chunks, stats.disk_bytes, stats.disk_hits),
+        ):
+            chunks.add_metric([tier], held)
+            num_bytes.add_metric([tier], size)
+            reads.add_metric([tier], hits)
+        reads.add_metric(["none"], stats.misses)
+        for why in ("evicted", "not_admitted", "corrupt", "disk_errors"):
+            lost.add_metric([why], getattr(stats, why))
+        yield from (chunks, num_bytes, reads, lost)

@@ -14,6 +14,7 @@ from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from serving import vllm_values
+from serving.chunk_kv.store_stats import StoreStats
 from serving.config import ServingConfig
 from serving.driver import NO_CHUNK_KV, EngineLoad, EngineOutput, EngineRequest
 from serving.engine_arguments import engine_arguments
@@ -111,6 +112,13 @@ class VllmEngine:
         client = self._engine.engine_core
         assert isinstance(client, InprocClient)
         return EngineLoad(*client.engine_core.scheduler.get_request_counts())
+
+    def store_stats(self) -> StoreStats | None:
+        """Return what the chunk store holds and did; None where there is none."""
+        if self.no_blend_reason == NO_CHUNK_KV:
+            return None
+        [stats] = self._engine.collective_rpc("chunk_kv_stats")
+        return stats
 
     def close(self) -> None:
         """Free the model."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,7 @@ from serving.chunk_kv.chunk_file import (
     write_chunk,
 )
 from serving.chunk_kv.eviction import BoundedEntries
+from serving.chunk_kv.store_stats import StoreStats
 
 logger = logging.getLogger(__name__)
 
@@ -31,34 +32,6 @@ MAX_PENDING_WRITES = 64
 """Chunks that may wait for the disk; one more stays in memory alone."""
 
 Tier = Literal["memory", "disk"]
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStats:
-    """What a store holds, and what became of what was asked of it."""
-
-    memory_chunks: int = 0
-    """Chunks in memory."""
-    memory_bytes: int = 0
-    """Their bytes."""
-    disk_chunks: int = 0
-    """Chunks on disk, most of which are in memory too."""
-    disk_bytes: int = 0
-    """Their bytes."""
-    memory_hits: int = 0
-    """Reads answered from memory."""
-    disk_hits: int = 0
-    """Reads answered from disk."""
-    misses: int = 0
-    """Reads of chunks that are in neither."""
-    evicted: int = 0
-    """Entries that left a tier for others."""
-    not_admitted: int = 0
-    """Chunks worth less than what they would have displaced from memory, or larger than all of it."""
-    corrupt: int = 0
-    """Files that were not what had been written; deleted."""
-    disk_errors: int = 0
-    """Reads and writes that the disk refused."""
 
 
 class ChunkStore:

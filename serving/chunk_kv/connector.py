@@ -30,6 +30,7 @@ from serving.chunk_kv.chunk_store import ChunkStore
 from serving.chunk_kv.key_rotation import KeyRotation
 from serving.chunk_kv.paged_kv import PagedKV, UnreadableCache
 from serving.chunk_kv.segment_forward import PromptRuns, SegmentForward
+from serving.chunk_kv.store_stats import StoreStats
 from serving.chunk_kv.supported_models import model_rotation, refusal
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,11 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
         self._forward: SegmentForward | None = None
         self._rotate: KeyRotation | None = None
         self._is_computing = False
+
+    @property
+    def store_stats(self) -> StoreStats:
+        """Return what the store holds and did."""
+        return self._shared.store.stats()
 
     # The scheduler's side.
 

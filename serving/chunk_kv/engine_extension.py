@@ -7,6 +7,7 @@ from typing import Any
 from vllm.distributed.kv_transfer import get_kv_transfer_group
 
 from serving.chunk_kv.connector import ChunkKVConnector
+from serving.chunk_kv.store_stats import StoreStats
 
 
 class ChunkKVWorker:
@@ -16,6 +17,14 @@ class ChunkKVWorker:
 
     def attach_chunk_kv(self) -> str | None:
         """Give the connector its model; returns why chunk KV is not used with it, or None where it is."""
-        connector = get_kv_transfer_group()
-        assert isinstance(connector, ChunkKVConnector)
-        return connector.attach(self.model_runner)
+        return _connector().attach(self.model_runner)
+
+    def chunk_kv_stats(self) -> StoreStats:
+        """Return what the store holds and what became of what was asked of it."""
+        return _connector().store_stats
+
+
+def _connector() -> ChunkKVConnector:
+    connector = get_kv_transfer_group()
+    assert isinstance(connector, ChunkKVConnector)
+    return connector

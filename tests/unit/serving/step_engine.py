@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from serving.chunk_kv.store_stats import StoreStats
 from serving.driver import NO_CHUNK_KV, EngineLoad, EngineOutput, EngineRequest, StartTimings
 
 TOKEN = 97
@@ -27,6 +28,7 @@ class LetterEngine:
     closed: bool = False
     no_blend_reason: str | None = NO_CHUNK_KV
     kv_tokens: int = 10_000
+    stored: StoreStats | None = None
     requests: dict[str, EngineRequest] = field(default_factory=dict)
     written: dict[str, int] = field(default_factory=dict)
     seen: list[EngineRequest] = field(default_factory=list)
@@ -65,6 +67,9 @@ class LetterEngine:
     def load(self) -> EngineLoad:
         num_running = min(len(self.requests), self.max_num_seqs)
         return EngineLoad(num_running, len(self.requests) - num_running)
+
+    def store_stats(self) -> StoreStats | None:
+        return self.stored
 
     def close(self) -> None:
         self.closed = True

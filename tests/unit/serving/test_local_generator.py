@@ -14,6 +14,7 @@ from step_engine import LetterEngine, build
 from tiny_model import build_tiny_model
 
 from serving.chunk_kv.idle_work import IdleWork, run_to_end
+from serving.chunk_kv.store_stats import StoreStats
 from serving.config import ServingConfig
 from serving.driver import StartTimings
 from serving.errors import GeneratorUnavailable, InvalidGeneration, ModelUnusable, Overloaded, PromptTooLong
@@ -250,6 +251,42 @@ async def test_metrics_count_tokens_reasons_and_first_tokens(start: Start) -> No
     assert 'graft_generator_requests_total{finish_reason="deadline"} 1.0' in text
     assert "graft_generator_ttft_seconds_count 2.0" in text
     assert "graft_generator_running 0.0" in text
+
+
+async def test_metrics_tell_what_the_chunk_store_holds_and_did(start: Start) -> None:
+    stored = StoreStats(memory_chunks=3, memory_bytes=99, disk_chunks=2, disk_hits=5, misses=7, corrupt=1)
+    generator = await start(LetterEngine(no_blend_reason=None, stored=stored))
+    text = await generator.metrics_text()
+    for line in (
+        'graft_chunk_kv_chunks{tier="memory"} 3.0',
+        'graft_chunk_kv_bytes{tier="memory"} 99.0',
+        'graft_chunk_kv_reads_total{tier="disk"} 5.0',
+        'graft_chunk_kv_reads_total{tier="none"} 7.0',
+        'graft_chunk_kv_lost_total{why="corrupt"} 1.0',
+    ):
+        assert line in text
+    await generator.stop()
+    assert "graft_chunk_kv" not in await generator.metrics_text()
+    assert "graft_chunk_kv" not in await (await start(LetterEngine())).metrics_text()
+
+
+async def test_metrics_tell_service_between_tenants_that_wait(start: Start) -> None:
+    engine = LetterEngine(sticks=True)
+    generator = await start(engine, max_num_seqs=1)
+    tasks = [asyncio.create_task(collect(generator, ask(1, tenant="hold")))]
+    await until(lambda: bool(engine.seen))
+    generator._queue._tenants["hold"].served = 5.0
+    for tenant in ("hold", "other"):
+        tasks.append(asyncio.create_task(collect(generator, ask(1, tenant=tenant))))
+    await asyncio.sleep(0.05)
+    text = await generator.metrics_text()
+    assert "graft_generator_fairness_gap_tokens 0.0" in text  # who comes back starts level
+    assert "graft_generator_waiting 2.0" in text
+    generator._queue._tenants["other"].served += 30
+    assert "graft_generator_fairness_gap_tokens 30.0" in await generator.metrics_text()
+    engine.stuck.set()
+    await asyncio.gather(*tasks)
+    assert "graft_generator_queue_seconds_count 3.0" in await generator.metrics_text()
 
 
 async def test_a_reader_whose_loop_is_gone_frees_its_slot(start: Start) -> None:
