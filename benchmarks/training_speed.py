@@ -92,12 +92,21 @@ def contrastive_config(encoder: Path, steps: int, batch_questions: int, cache_ro
     )
 
 
-def seconds(config: JointConfig, data: TrainingSet, index: IndexParts | None = None) -> list[float]:
-    """Return what each step of a run took, from end to end, the first two left out."""
+def seconds(
+    config: JointConfig, data: TrainingSet, index_in: Callable[[Path], IndexParts] | None = None
+) -> list[float]:
+    """Return what each step of a run took, from end to end, the first two left out.
+
+    Args:
+        config: The run.
+        data: What it trains on.
+        index_in: Returns where the index lives for a run in a folder; None for the trainer's process.
+    """
     ends_s: list[float] = []
     watch = Watch(on_step=lambda *_: ends_s.append(time.perf_counter()))
-    with tempfile.TemporaryDirectory() as folder:
-        run_joint(config, data, Path(folder), watch=watch, index=index)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run_joint(config, data, folder, watch=watch, index=index_in and index_in(folder))
     return np.diff(ends_s)[1:].tolist()
 
 
@@ -234,9 +243,13 @@ def refresh_shares(encoder: Path, rounds: int, steps: int) -> list[float]:
     def total_s(config: JointConfig) -> float:
         texts = corpus_texts(data)
         pool = RayEncoderPool(texts, load_encoder(config, "cpu"), BLOCK_ROWS, 1, ActorResources(num_cpus=1))
-        with tempfile.TemporaryDirectory() as folder, closing(pool):
-            shards = local_shards(versions_folder(index_folder(Path(folder))), len(texts), BLOCK_ROWS)
-            return sum(seconds(config, data, IndexParts(tuple(shards), pool)))
+
+        def index_in(folder: Path) -> IndexParts:
+            shards = local_shards(versions_folder(index_folder(folder)), len(texts), BLOCK_ROWS)
+            return IndexParts(tuple(shards), pool)
+
+        with closing(pool):
+            return sum(seconds(config, data, index_in))
 
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     torch.set_num_threads(1)
