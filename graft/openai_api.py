@@ -7,6 +7,7 @@ generates.
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -23,7 +24,7 @@ from graft.sdk import AsyncGraft
 from graft.wire import answer_to_json, failure_of
 from serving.errors import InvalidGeneration
 from serving.prompt import Turn, chat_prompt
-from serving.types import GeneratedChunk, GenerateRequest, Sampling, TokenUsage
+from serving.types import Constraint, GeneratedChunk, GenerateRequest, Sampling, TokenUsage
 
 PREFIX = "graft/"
 """Model ids of graphs start with this."""
@@ -57,6 +58,29 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class JsonSchema(BaseModel):
+    """A schema that the answer must follow."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+    of: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    """What the answer's text must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(BaseModel):
+    """The same in vLLM's words, and more."""
+
+    model_config = ConfigDict(extra="forbid")
+    choice: list[str] | None = None
+    regex: str | None = None
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+
+
 class ChatBody(BaseModel):
     """The request; parameters that a local model has no use for are accepted and ignored."""
 
@@ -71,6 +95,8 @@ class ChatBody(BaseModel):
     top_p: float | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
 
 def openai_router(graft: AsyncGraft, admission: Admission) -> APIRouter:
@@ -99,6 +125,10 @@ def openai_router(graft: AsyncGraft, admission: Admission) -> APIRouter:
 
 
 async def _graph(graft: AsyncGraft, admission: Admission, request: Request, body: ChatBody) -> Any:
+    if _constraint(body) is not None:
+        raise InvalidGeneration(
+            f"{body.model} answers with cited sentences; ask the model without '{PREFIX}' for another form"
+        )
     pipeline = graft.pipeline(body.model.removeprefix(PREFIX))
     *earlier, last = [
         message for message in body.messages if message.role in ("user", "assistant")
@@ -186,6 +216,31 @@ class _Frame:
         return sse(self.common | chunk)
 
 
+def _constraint(body: ChatBody) -> Constraint | None:
+    """Return the form that is asked for, or None for any.
+
+    Raises:
+        InvalidGeneration: Two are asked for, or a schema is missing.
+    """
+    found: list[Constraint] = []
+    wanted, ours = body.response_format, body.structured_outputs
+    try:
+        if wanted is not None and wanted.type == "json_object":
+            found.append(Constraint(json_schema='{"type": "object"}'))
+        elif wanted is not None and wanted.type == "json_schema":
+            if wanted.json_schema is None:
+                raise InvalidGeneration("response_format.json_schema is missing; give {name, schema}")
+            found.append(Constraint(json_schema=json.dumps(wanted.json_schema.of)))
+        if ours is not None:
+            schema = ours.json_ if isinstance(ours.json_, str | None) else json.dumps(ours.json_)
+            found.append(Constraint(tuple(ours.choice or ()), ours.regex, schema))
+    except ValueError as error:
+        raise InvalidGeneration(f"structured_outputs: {error}") from error
+    if len(found) > 1:
+        raise InvalidGeneration("give response_format or structured_outputs, not both")
+    return found[0] if found else None
+
+
 def _usage(usage: TokenUsage) -> dict[str, Any]:
     return {
         "prompt_tokens": usage.prompt_tokens,
@@ -231,6 +286,7 @@ def _sampling(body: ChatBody) -> Sampling:
             top_p=1.0 if body.top_p is None else body.top_p,
             stop=stop,
             seed=body.seed,
+            constraint=_constraint(body),
         )
     except ValueError as error:
         raise InvalidGeneration(str(error)) from error

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from serving.prompt import PromptPassage, Turn, chat_prompt, encode_prompt, rag_prompt
     from serving.tokenizer import ModelTokenizer
     from serving.types import (
+        Constraint,
         GeneratedChunk,
         GenerateRequest,
         Generator,
@@ -60,6 +61,7 @@ _HOMES = {
     "serving.prompt": ("PromptPassage", "Turn", "chat_prompt", "encode_prompt", "rag_prompt"),
     "serving.tokenizer": ("ModelTokenizer",),
     "serving.types": (
+        "Constraint",
         "GenerateRequest",
         "GeneratedChunk",
         "Generator",
@@ -77,6 +79,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "ActorGenerator",
     "ActorReady",
+    "Constraint",
     "GenerateRequest",
     "GeneratedChunk",
     "Generator",

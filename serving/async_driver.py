@@ -63,8 +63,11 @@ class AsyncDriver:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        from serving.vllm_values import STRUCTURED_OUTPUTS
+
         imported = time.monotonic()
         arguments = engine_arguments(self._config, self._folder, on_gpu=self._on_gpu)
+        arguments["structured_outputs_config"] = STRUCTURED_OUTPUTS
         try:
             self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         except Exception as error:

@@ -42,6 +42,6 @@ class DeadlineReader:
     def finish_reason(self, output: EngineOutput) -> FinishReason:
         """Return why the generation ended, from its last piece."""
         if output.finish_reason != "abort":
-            assert output.finish_reason is not None
+            assert output.finish_reason in ("stop", "length")
             return output.finish_reason
         return "deadline" if self._expired else "cancelled"

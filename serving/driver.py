@@ -19,8 +19,8 @@ from serving.types import Sampling
 NO_CHUNK_KV = "serving.chunk_kv_bytes is 0"
 """Why an engine without a chunk store blends nothing."""
 
-EngineFinish = Literal["stop", "length", "abort"]
-"""Why the engine ended a request."""
+EngineFinish = Literal["stop", "length", "abort", "error"]
+"""Why the engine ended a request; `error` for one that it took and could not serve."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,8 @@ class LocalGenerator:
             reader = DeadlineReader(driver, stream, deadline_at)
             while reason is None:
                 output = await reader.next()
+                if output.finish_reason == "error":
+                    raise _unserved(request)
                 if output.token_ids and not usage.completion_tokens:
                     self._metrics.first_token(time.monotonic() - accepted_s)
                     self._queue.charge(ticket, -output.num_cached_tokens)
@@ -369,6 +371,15 @@ class LocalGenerator:
         if self._stopped:
             return GeneratorHealth("stopped")
         return GeneratorHealth("ready" if self._info is not None else "starting")
+
+
+def _unserved(request: GenerateRequest) -> InvalidGeneration | GeneratorUnavailable:
+    """Return the error for a request that the engine took and gave up."""
+    if request.sampling.constraint is not None:
+        return InvalidGeneration("The engine cannot work with the request's constraint; simplify it.")
+    return GeneratorUnavailable(
+        "The engine gave up the request; send it again, and see the log if it recurs."
+    )
 
 
 def _salt(tenant: str, *kind: str) -> str:

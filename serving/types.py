@@ -56,6 +56,28 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """A form that generated text must have; exactly one is given.
+
+    Every token is drawn among those that can still lead to it. Text cut by `max_tokens` is a beginning of it.
+    """
+
+    choices: tuple[str, ...] = ()
+    """One of these strings."""
+    regex: str | None = None
+    """All of the text matches this regular expression (Rust's syntax: no look-around, no back references)."""
+    json_schema: str | None = None
+    """A JSON text that this schema, itself JSON, allows."""
+
+    def __post_init__(self) -> None:
+        given = [bool(self.choices), self.regex is not None, self.json_schema is not None]
+        if sum(given) != 1:
+            raise ValueError(
+                f"a constraint has one of choices, regex and json_schema, got {sum(given)} of them"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are drawn."""
 
@@ -69,6 +91,8 @@ class Sampling:
     """Strings that end the generation; they are not part of the output."""
     seed: int | None = None
     """Seed of this request's own random stream."""
+    constraint: Constraint | None = None
+    """A form the text must have; None for any."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:

@@ -23,6 +23,8 @@ PIECE_S = 0.05
 """Time a piece of output is to cover: no reader is told more often (`serving.inproc_driver`)."""
 MAX_PIECE_TOKENS = 16
 """Most tokens of a piece, however fast steps are."""
+WAIT_S = 0.001
+"""Pause between two steps that had nothing to compute."""
 NUM_STEPS_TIMED = 16
 """Last steps whose median tells how long one takes."""
 
@@ -44,7 +46,9 @@ class VllmEngine:
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_bytes
         vllm_values.register_architecture(folder)
         arguments = engine_arguments(config, folder, on_gpu=False)
-        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(structured_outputs_config=vllm_values.STRUCTURED_OUTPUTS, **arguments)
+        )
         self.no_blend_reason = self._attach_chunk_kv(config)
         """Why chunks' KV is not used, or None where it is."""
         self.kv_tokens = vllm_values.kv_tokens(self._engine.vllm_config)
@@ -96,6 +100,8 @@ class VllmEngine:
                 self._engine_ids.pop(output.request_id, None)
             outputs.append((output.request_id, vllm_values.engine_output(output)))
         self._steps_s.append(time.monotonic() - begun_s)
+        if not outputs and not self.load().num_running:
+            time.sleep(WAIT_S)  # All that is left waits for its grammar, which is compiled in another thread.
         return outputs
 
     def _piece_tokens(self) -> int:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from vllm.config import VllmConfig
+from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.transformers_utils.config import get_config
 
 from serving.chunk_kv.blend_plan import ChunkUse
 from serving.driver import EngineFinish, EngineOutput, EngineRequest
+from serving.types import Constraint
+
+STRUCTURED_OUTPUTS = StructuredOutputsConfig(backend="xgrammar")
+"""One for all requests: vLLM keeps the first it meets, and this one refuses what it cannot do."""
 
 
 def register_architecture(folder: str) -> None:
@@ -51,8 +55,19 @@ def sampling_params(request: EngineRequest, piece_tokens: int = 1) -> SamplingPa
         output_kind=RequestOutputKind.DELTA,
         stream_interval=piece_tokens,
         logprobs=request.num_logprobs or None,
+        structured_outputs=_structured(sampling.constraint),
         extra_args={"kv_transfer_params": request.blend.params()} if request.blend else None,
     )
+
+
+def _structured(constraint: Constraint | None) -> StructuredOutputsParams | None:
+    if constraint is None:
+        return None
+    if constraint.choices:
+        return StructuredOutputsParams(choice=list(constraint.choices))
+    if constraint.regex is not None:
+        return StructuredOutputsParams(regex=constraint.regex)
+    return StructuredOutputsParams(json=constraint.json_schema)
 
 
 def engine_prompt(request: EngineRequest) -> TokensInput:
@@ -82,6 +97,6 @@ def _first_logprobs(completion: CompletionOutput) -> dict[int, float] | None:
 
 
 def _finish_reason(reason: str | None) -> EngineFinish | None:
-    if reason in (None, "stop", "length", "abort"):
+    if reason in (None, "stop", "length", "abort", "error"):
         return reason
     raise RuntimeError(f"the engine ended a request with {reason!r}")

@@ -6,13 +6,18 @@ The contract suite runs over it and over the real engine, so that it cannot lie 
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import uuid
 from collections.abc import AsyncGenerator, Callable
+
+import jsonschema
 
 from serving.errors import GeneratorUnavailable, InvalidGeneration, Overloaded, PromptTooLong
 from serving.fair_queue import OUTPUT_WEIGHT, FairQueue
 from serving.passage_order import PassageArranger
 from serving.types import (
+    Constraint,
     FinishReason,
     GeneratedChunk,
     GenerateRequest,
@@ -125,6 +130,7 @@ class ScriptedGenerator:
 
     def _text(self, request: GenerateRequest, prompt_tokens: int) -> tuple[str, FinishReason]:
         text = self.script if isinstance(self.script, str) else self.script(request)
+        text = _constrained(text, request.sampling.constraint)
         limit = min(request.sampling.max_tokens, self.max_model_len - prompt_tokens)
         stops = [at for stop in request.sampling.stop if 0 <= (at := text.find(stop)) <= limit]
         if stops:
@@ -167,3 +173,16 @@ class ScriptedGenerator:
             cached_tokens=self._usage.cached_tokens,
             completion_tokens=self._usage.completion_tokens,
         )
+
+
+def _constrained(text: str, constraint: Constraint | None) -> str:
+    """Return a text that keeps a constraint: the script's where it does, or else the first choice."""
+    if constraint is None or text in constraint.choices:
+        return text
+    if constraint.choices:
+        return constraint.choices[0]
+    if constraint.regex is not None:
+        assert re.fullmatch(constraint.regex, text), "the script does not match"
+    elif constraint.json_schema is not None:
+        jsonschema.validate(json.loads(text), json.loads(constraint.json_schema))
+    return text

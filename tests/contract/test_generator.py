@@ -14,6 +14,7 @@ from serving.config import ServingConfig
 from serving.errors import InvalidGeneration, Overloaded, PromptTooLong
 from serving.prompt import PromptPassage, Turn, chat_prompt, rag_prompt
 from serving.types import (
+    Constraint,
     GeneratedChunk,
     GenerateRequest,
     Generator,
@@ -110,6 +111,14 @@ async def test_a_stop_string_ends_the_text_before_it(generator: Generator) -> No
     cut = await collect(generator, replace(request, sampling=replace(sampling, stop=(stop,))))
     assert "".join(chunk.text for chunk in cut) == whole[: whole.index(stop)]
     assert cut[-1].finish_reason == "stop"
+
+
+async def test_one_of_the_choices_is_written_and_nothing_else(generator: Generator) -> None:
+    for choices in (("no", "not at all", "yes"), ("only this",)):
+        sampling = Sampling(max_tokens=30, constraint=Constraint(choices=choices))
+        chunks = await collect(generator, ask(sampling=sampling))
+        assert "".join(chunk.text for chunk in chunks) in choices
+        assert chunks[-1].finish_reason == "stop"
 
 
 async def test_closing_the_iterator_frees_the_slot(generator: Generator) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
+import jsonschema
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving import (
     ActorGenerator,
+    Constraint,
     GeneratedChunk,
     GenerateRequest,
     GeneratorUnavailable,
@@ -50,6 +54,60 @@ async def test_info_names_model_and_hashes(engine: ActorGenerator) -> None:
     for digest in (info.model_hash, info.tokenizer_hash):
         assert len(digest) == 16
         int(digest, 16)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "maxLength": 12},
+        "year": {"type": "integer", "minimum": 1900, "maximum": 2100},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 3},
+    },
+    "required": ["title", "year", "tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+async def test_text_has_the_form_of_its_constraint(engine: ActorGenerator, temperature: float) -> None:
+    async def made(constraint: Constraint) -> str:
+        sampling = Sampling(120, temperature=temperature, seed=3, constraint=constraint)
+        return await write(engine, ask("Describe it.", sampling))
+
+    assert re.fullmatch(r"[A-F]{2}-\d{3}(ab)?", await made(Constraint(regex=r"[A-F]{2}-\d{3}(ab)?")))
+    jsonschema.validate(json.loads(await made(Constraint(json_schema=json.dumps(SCHEMA)))), SCHEMA)
+    choices = ("Relevant passage", "Irrelevant passage", "relevant")
+    assert await made(Constraint(choices=choices)) in choices
+
+
+async def test_constraints_of_requests_at_once_do_not_mix(engine: ActorGenerator) -> None:
+    texts = [f"answer {number} of many" for number in range(12)]
+    requests = [
+        ask("Say it.", Sampling(40, temperature=1.0, seed=seed, constraint=Constraint(choices=(text,))))
+        for seed, text in enumerate(texts)
+    ]
+    free = ask("Say it.", Sampling(40))
+    *written, _ = await asyncio.gather(*(write(engine, request) for request in [*requests, free]))
+    assert written == texts
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        Constraint(regex="(["),
+        Constraint(json_schema="{no json"),
+        Constraint(json_schema='{"type": "object", "properties": 3}'),
+        Constraint(regex="a{9999}{9999}"),
+    ],
+)
+async def test_a_constraint_that_cannot_be_kept_is_the_callers_error(
+    engine: ActorGenerator, constraint: Constraint
+) -> None:
+    async with asyncio.timeout(HANG_S):
+        with pytest.raises(InvalidGeneration):
+            await write(engine, ask("Say it.", Sampling(8, constraint=constraint)))
+    assert (await engine.health()).status == "ready"
+    assert await write(engine, ask("And this?"))
 
 
 async def test_control_tokens_of_a_document_are_plain_characters(engine: ActorGenerator) -> None:

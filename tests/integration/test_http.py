@@ -113,6 +113,29 @@ def test_bare_model_streams_and_counts(platform_url):
         assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens <= 8
 
 
+def test_official_openai_client_gets_the_form_it_asks_for(platform_url):
+    from openai import BadRequestError, OpenAI
+    from pydantic import BaseModel
+
+    class Verdict(BaseModel):
+        relevant: bool
+        grade: int
+
+    with OpenAI(base_url=f"{platform_url}/v1", api_key="none") as client:
+        bare = next(model.id for model in client.models.list() if not model.id.startswith("graft/"))
+        asked = {"model": bare, "messages": [{"role": "user", "content": "Grade it."}], "temperature": 0}
+        parsed = client.chat.completions.parse(**asked, response_format=Verdict, max_tokens=64)
+        assert isinstance(parsed.choices[0].message.parsed, Verdict)
+        chosen = client.chat.completions.create(
+            **asked, extra_body={"structured_outputs": {"choice": ["yes", "no"]}}
+        )
+        assert chosen.choices[0].message.content in ("yes", "no")
+        with pytest.raises(BadRequestError, match="cited sentences"):
+            client.chat.completions.parse(**{**asked, "model": "graft/rag"}, response_format=Verdict)
+        with pytest.raises(BadRequestError, match="one of choices, regex and json_schema"):
+            client.chat.completions.create(**asked, extra_body={"structured_outputs": {}})
+
+
 def test_earlier_messages_are_history(platform_url):
     from openai import OpenAI
 

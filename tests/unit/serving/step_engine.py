@@ -20,6 +20,8 @@ class LetterEngine:
     max_num_seqs: int = 4
     breaks_at_step: int | None = None
     held_back: str = ""
+    gives_up: set[int] = field(default_factory=set)
+    """Lengths of requests that end with an error."""
     stuck: threading.Event = field(default_factory=threading.Event)
     """Set it to let a stuck step go on; `sticks` says whether steps wait for it."""
     sticks: bool = False
@@ -55,6 +57,10 @@ class LetterEngine:
         outputs: list[tuple[str, EngineOutput]] = []
         for request_id in list(self.requests)[: self.max_num_seqs]:
             self.written[request_id] += 1
+            if self.requests[request_id].sampling.max_tokens in self.gives_up:
+                del self.requests[request_id]
+                outputs.append((request_id, EngineOutput("", (), finish_reason="error")))
+                continue
             ended = self.written[request_id] >= self.requests[request_id].sampling.max_tokens
             outputs.append((request_id, EngineOutput("a", (TOKEN,), 0, "length" if ended else None)))
             if ended:

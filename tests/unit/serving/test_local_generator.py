@@ -21,7 +21,7 @@ from serving.errors import GeneratorUnavailable, InvalidGeneration, ModelUnusabl
 from serving.generator import LocalGenerator
 from serving.inproc_driver import InprocDriver
 from serving.prompt import PromptPassage, rag_prompt
-from serving.types import GeneratedChunk, GenerateRequest, KVReuse, Prompt, Sampling, Segment
+from serving.types import Constraint, GeneratedChunk, GenerateRequest, KVReuse, Prompt, Sampling, Segment
 
 Start = Callable[..., Awaitable[LocalGenerator]]
 
@@ -213,6 +213,12 @@ async def test_max_tokens_is_cut_to_the_window(start: Start) -> None:
         ({"sampling": Sampling(stop=("",))}, "stop string"),
         ({"sampling": Sampling(seed=2**64)}, "seed"),
         ({"priority": 10**12}, "priority"),
+        ({"sampling": Sampling(constraint=Constraint(choices=("x",) * 1001))}, "1,000 choices, got 1,001"),
+        ({"sampling": Sampling(constraint=Constraint(choices=("x", "")))}, "choice must have 1 to"),
+        ({"sampling": Sampling(constraint=Constraint(regex="x" * 2001))}, "regex must have 1 to 2,000"),
+        ({"sampling": Sampling(constraint=Constraint(regex=""))}, "regex must have 1 to 2,000"),
+        ({"sampling": Sampling(constraint=Constraint(json_schema="{" * 50_001))}, "50,000 characters"),
+        ({"sampling": Sampling(constraint=Constraint(regex="((a{200}){200})"))}, "repeats"),
         ({"text": "\ud800"}, "surrogate"),
     ],
 )
@@ -224,6 +230,29 @@ async def test_a_bad_value_is_the_callers_error_and_frees_its_id(
         with pytest.raises(InvalidGeneration, match=said):
             await collect(generator, ask(request_id="mine", **fields))
     assert (await collect(generator, ask(request_id="mine")))[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("constraint", "error"),
+    [(Constraint(regex="a+"), InvalidGeneration), (None, GeneratorUnavailable)],
+)
+async def test_a_request_that_the_engine_gives_up_ends_with_an_error_and_nothing_else_does(
+    start: Start, constraint: Constraint | None, error: type[Exception]
+) -> None:
+    engine = LetterEngine(gives_up={2})
+    generator = await start(engine)
+    other = asyncio.create_task(collect(generator, ask(50)))
+    await until(lambda: bool(engine.seen))
+    with pytest.raises(error, match=r"constraint|gave up"):
+        await collect(generator, ask(sampling=Sampling(2, constraint=constraint)))
+    assert (await other)[-1].finish_reason == "length"
+    assert (await collect(generator, ask(1)))[-1].finish_reason == "length"
+
+
+def test_a_constraint_is_one_of_three() -> None:
+    for fields in ({}, {"choices": ("a",), "regex": "b"}, {"regex": "a", "json_schema": "{}"}):
+        with pytest.raises(ValueError, match="one of choices, regex and json_schema"):
+            Constraint(**fields)  # type: ignore[arg-type]
 
 
 async def test_tenants_get_different_salts_and_priorities_reach_the_engine(start: Start) -> None:
