@@ -56,9 +56,17 @@ def commit() -> str:
 class Report:
     """Collects the rows of one benchmark run."""
 
-    def __init__(self, benchmark: str, *, quick: bool = False) -> None:
+    def __init__(self, benchmark: str, *, quick: bool = False, partial: bool = False) -> None:
+        """Begin a report.
+
+        Args:
+            benchmark: Its name.
+            quick: Whether nothing is kept.
+            partial: Whether arms that are not measured keep their last rows, with the commit they are of.
+        """
         self.benchmark = benchmark
         self.quick = quick
+        self.partial = partial
         self.rows: list[dict[str, object]] = []
 
     def add(self, arm: str, metric: str, value: float, unit: str, **detail: object) -> None:
@@ -80,12 +88,26 @@ class Report:
             return None
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{self.benchmark}.json"
+        kept = self._kept(path) if self.partial else []
         record = {
             "benchmark": self.benchmark,
             "date": datetime.now(UTC).date().isoformat(),
             "commit": commit(),
             "machine": machine(),
-            "rows": self.rows,
+            "rows": [*kept, *self.rows],
         }
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         return path
+
+    def _kept(self, path: Path) -> list[dict[str, object]]:
+        if not path.exists():
+            return []
+        last = json.loads(path.read_text(encoding="utf-8"))
+        if last["machine"] != machine():
+            raise SystemExit(f"{path.name} is of another machine; measure all arms")
+        measured = {row["arm"] for row in self.rows}
+        return [
+            {"commit": last["commit"], "date": last["date"], **row}
+            for row in last["rows"]
+            if row["arm"] not in measured
+        ]

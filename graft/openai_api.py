@@ -24,7 +24,7 @@ from graft.sdk import AsyncGraft
 from graft.wire import answer_to_json, failure_of
 from serving.errors import InvalidGeneration
 from serving.prompt import Turn, chat_prompt
-from serving.types import Constraint, GeneratedChunk, GenerateRequest, Sampling, TokenUsage
+from serving.types import AdapterHost, Constraint, GeneratedChunk, GenerateRequest, Sampling, TokenUsage
 
 PREFIX = "graft/"
 """Model ids of graphs start with this."""
@@ -105,23 +105,37 @@ def openai_router(graft: AsyncGraft, admission: Admission) -> APIRouter:
 
     @router.get("/models")
     async def models() -> Any:
-        ids = [PREFIX + name for name in graft.graphs()] + [(await graft.generator.info()).model_id]
         return {
             "object": "list",
-            "data": [{"id": i, "object": "model", "created": 0, "owned_by": "graft"} for i in ids],
+            "data": [
+                {"id": i, "object": "model", "created": 0, "owned_by": "graft"}
+                for i in await _model_ids(graft)
+            ],
         }
 
     @router.post("/chat/completions", response_model=None)
     async def completions(request: Request, body: ChatBody) -> Any:
         if body.model.startswith(PREFIX):
             return await _graph(graft, admission, request, body)
-        model_id = (await graft.generator.info()).model_id
-        if body.model != model_id:
-            known = ", ".join([PREFIX + name for name in graft.graphs()] + [model_id])
-            raise InvalidGeneration(f"unknown model {body.model!r}; this platform has: {known}")
-        return await _bare(graft, admission, request, body)
+        if body.model == (await graft.generator.info()).model_id:
+            return await _bare(graft, admission, request, body, None)
+        known = await _model_ids(graft)
+        if body.model not in known:
+            raise InvalidGeneration(f"unknown model {body.model!r}; this platform has: {', '.join(known)}")
+        return await _bare(graft, admission, request, body, body.model)
 
     return router
+
+
+async def _model_ids(graft: AsyncGraft) -> list[str]:
+    """Return the graphs, the model, and the adapters that are loaded for it."""
+    generator = graft.generator
+    adapters = await generator.adapters() if isinstance(generator, AdapterHost) else []
+    return [
+        *(PREFIX + name for name in graft.graphs()),
+        (await generator.info()).model_id,
+        *(info.adapter_id for info in adapters),
+    ]
 
 
 async def _graph(graft: AsyncGraft, admission: Admission, request: Request, body: ChatBody) -> Any:
@@ -166,8 +180,11 @@ async def _graph(graft: AsyncGraft, admission: Admission, request: Request, body
     return event_stream(lines(), admission)
 
 
-async def _bare(graft: AsyncGraft, admission: Admission, request: Request, body: ChatBody) -> Any:
-    wanted = GenerateRequest(chat_prompt([_turn(message) for message in body.messages]), _sampling(body))
+async def _bare(
+    graft: AsyncGraft, admission: Admission, request: Request, body: ChatBody, adapter: str | None
+) -> Any:
+    prompt = chat_prompt([_turn(message) for message in body.messages])
+    wanted = GenerateRequest(prompt, _sampling(body), adapter=adapter)
     frame = _Frame(body.model)
     if not body.stream:
         with admission:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from serving.environment import engine_environment
     from serving.errors import (
         GeneratorUnavailable,
+        InvalidAdapter,
         InvalidGeneration,
         ModelUnusable,
         Overloaded,
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
         ServingError,
         ServingRequestError,
         ServingUnavailable,
+        UnknownAdapter,
     )
-    from serving.generator import GeneratorHealth, LocalGenerator
+    from serving.generator import LocalGenerator
+    from serving.health import GeneratorHealth
     from serving.prompt import PromptPassage, Turn, chat_prompt, encode_prompt, rag_prompt
     from serving.tokenizer import ModelTokenizer
     from serving.types import (
+        AdapterInfo,
         Constraint,
         GeneratedChunk,
         GenerateRequest,
@@ -49,6 +53,7 @@ _HOMES = {
     "serving.environment": ("engine_environment",),
     "serving.errors": (
         "GeneratorUnavailable",
+        "InvalidAdapter",
         "InvalidGeneration",
         "ModelUnusable",
         "Overloaded",
@@ -56,11 +61,14 @@ _HOMES = {
         "ServingError",
         "ServingRequestError",
         "ServingUnavailable",
+        "UnknownAdapter",
     ),
-    "serving.generator": ("GeneratorHealth", "LocalGenerator"),
+    "serving.generator": ("LocalGenerator",),
+    "serving.health": ("GeneratorHealth",),
     "serving.prompt": ("PromptPassage", "Turn", "chat_prompt", "encode_prompt", "rag_prompt"),
     "serving.tokenizer": ("ModelTokenizer",),
     "serving.types": (
+        "AdapterInfo",
         "Constraint",
         "GenerateRequest",
         "GeneratedChunk",
@@ -79,6 +87,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "ActorGenerator",
     "ActorReady",
+    "AdapterInfo",
     "Constraint",
     "GenerateRequest",
     "GeneratedChunk",
@@ -88,6 +97,7 @@ __all__ = [
     "GeneratorInfo",
     "GeneratorStats",
     "GeneratorUnavailable",
+    "InvalidAdapter",
     "InvalidGeneration",
     "KVReuse",
     "LocalGenerator",
@@ -105,6 +115,7 @@ __all__ = [
     "ServingUnavailable",
     "TokenUsage",
     "Turn",
+    "UnknownAdapter",
     "as_chat_model",
     "chat_prompt",
     "encode_prompt",

@@ -7,6 +7,7 @@ import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -15,9 +16,10 @@ from serving.client import ActorGenerator
 from serving.config import ServingConfig
 from serving.environment import engine_environment
 from serving.errors import ServingError
-from serving.generator import GeneratorHealth, LocalGenerator
+from serving.generator import LocalGenerator
+from serving.health import GeneratorHealth
 from serving.sessions import Delivery, Sessions
-from serving.types import GenerateRequest, GeneratorInfo, GeneratorStats, Prompt
+from serving.types import AdapterInfo, GenerateRequest, GeneratorInfo, GeneratorStats, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +95,20 @@ class GeneratorActor:
         """Return how many tokens the prompt encodes to."""
         await self.ready()
         return await self._generator.count_tokens(prompt)
+
+    async def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
+        """Load a LoRA adapter from a folder of this node."""
+        await self.ready()
+        return await self._generator.load_adapter(name, folder)
+
+    async def unload_adapter(self, adapter_id: str) -> None:
+        """Remove an adapter once the requests that use it have ended."""
+        await self._generator.unload_adapter(adapter_id)
+
+    async def adapters(self) -> list[AdapterInfo]:
+        """Return the adapters that are loaded, oldest first."""
+        await self.ready()
+        return await self._generator.adapters()
 
     async def info(self) -> GeneratorInfo:
         """Return what this generator is."""

@@ -6,13 +6,21 @@ import asyncio
 import logging
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from serving.chunk_kv.store_stats import StoreStats
 from serving.config import ServingConfig
-from serving.driver import NO_CHUNK_KV, EngineLoad, EngineRequest, OutputStream, StartTimings
+from serving.driver import (
+    NO_CHUNK_KV,
+    EngineAdapter,
+    EngineLoad,
+    EngineRequest,
+    OutputStream,
+    StartTimings,
+)
 from serving.engine_arguments import engine_arguments
-from serving.errors import GeneratorUnavailable, InvalidGeneration, ModelUnusable
+from serving.errors import GeneratorUnavailable, InvalidAdapter, InvalidGeneration, ModelUnusable
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -93,6 +101,29 @@ class AsyncDriver:
 
         return kv_tokens(self._engine.vllm_config)
 
+    async def load_adapter(self, adapter: EngineAdapter) -> None:
+        """Load a LoRA adapter; see `Driver.load_adapter`.
+
+        Raises:
+            InvalidAdapter: The engine refused it; the message says why.
+            GeneratorUnavailable: The engine died or is stopping.
+        """
+        if self._engine is None or self._failure is not None:
+            raise GeneratorUnavailable(self._failure or "The engine is not running.")
+        from serving.vllm_values import lora_request
+
+        try:
+            await self._engine.add_lora(lora_request(adapter))
+        except Exception as error:
+            with suppress(Exception):
+                await self._engine.remove_lora(adapter.number)
+            raise InvalidAdapter(f"vLLM cannot use {adapter.name}: {error}") from error
+
+    async def unload_adapter(self, adapter: EngineAdapter) -> None:
+        """Remove an adapter that no request uses; does nothing where the engine is gone."""
+        if self._engine is not None and self._failure is None:
+            await self._engine.remove_lora(adapter.number)
+
     async def store_stats(self) -> StoreStats | None:
         """Return what the chunk store holds and did; None where there is none, or the engine is gone."""
         if self._engine is None or self._failure is not None or not self._config.chunk_kv_bytes:
@@ -127,6 +158,7 @@ class AsyncDriver:
                 vllm_values.sampling_params(request),
                 request.request_id,
                 priority=request.priority,
+                lora_request=vllm_values.lora_request(request.adapter),
             )
             async for output in outputs:
                 stream.put(vllm_values.engine_output(output))

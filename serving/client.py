@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -14,9 +15,16 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError, TaskCancelledError
 
 from serving.errors import GeneratorUnavailable, ServingError
-from serving.generator import GeneratorHealth
+from serving.health import GeneratorHealth
 from serving.sessions import Delivery, SessionLost, merge_chunks
-from serving.types import GeneratedChunk, GenerateRequest, GeneratorInfo, GeneratorStats, Prompt
+from serving.types import (
+    AdapterInfo,
+    GeneratedChunk,
+    GenerateRequest,
+    GeneratorInfo,
+    GeneratorStats,
+    Prompt,
+)
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -109,6 +117,18 @@ class ActorGenerator:
     async def count_tokens(self, prompt: Prompt) -> int:
         """Return how many tokens the prompt encodes to."""
         return await call(self.actor.count_tokens.remote(prompt))
+
+    async def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
+        """Load a LoRA adapter from a folder on the generator's node; see `AdapterHost`."""
+        return await call(self.actor.load_adapter.remote(name, folder))
+
+    async def unload_adapter(self, adapter_id: str) -> None:
+        """Remove an adapter once the requests that use it have ended; see `AdapterHost`."""
+        await call(self.actor.unload_adapter.remote(adapter_id))
+
+    async def adapters(self) -> list[AdapterInfo]:
+        """Return the adapters that are loaded, oldest first."""
+        return await call(self.actor.adapters.remote())
 
     async def info(self) -> GeneratorInfo:
         """Return what this generator is."""

@@ -13,6 +13,8 @@ BUNDLED_MODEL = "graft-mini"
 """Name of the model that comes with this repository."""
 
 MIB = 1 << 20
+ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 512)
+"""Ranks that vLLM sets memory aside for."""
 BLOCK_SIZE_STEP = 32
 """vLLM's CPU attention kernel works on KV blocks of a multiple of this."""
 
@@ -54,6 +56,11 @@ class ServingConfig:
     """Absolute path of a folder for chunks' KV on disk, of this generator alone; it survives a restart."""
     blend_gate: GateConfig = field(default_factory=GateConfig)
     """How blended answers are checked, and what ends blending."""
+    max_adapters: int = 0
+    """LoRA adapters loaded at once, 0 to 1,024; 0 leaves LoRA out of the engine. Chunks' KV is not blended
+    in an engine that takes adapters."""
+    max_adapter_rank: int = 16
+    """Largest rank of an adapter: 8, 16, 32, 64, 128, 256 or 512; memory is set aside for it."""
     max_num_seqs: int = 32
     """Requests the engine works on at once, 1 to 1,024."""
     max_queued_requests: int = 256
@@ -81,6 +88,10 @@ class ServingConfig:
             )
         if self.kv_cache_bytes is not None:
             self._check_range("kv_cache_bytes", self.kv_cache_bytes, 16 * MIB, 1 << 44)
+        self._check_range("max_adapters", self.max_adapters, 0, 1024)
+        if self.max_adapter_rank not in ADAPTER_RANKS:
+            ranks = ", ".join(map(str, ADAPTER_RANKS))
+            raise ValueError(f"serving.max_adapter_rank must be one of {ranks}, got {self.max_adapter_rank}")
         self._check_range("chunk_kv_bytes", self.chunk_kv_bytes, 0, 1 << 44)
         self._check_range("chunk_kv_disk_bytes", self.chunk_kv_disk_bytes, 0, 1 << 50)
         if bool(self.chunk_kv_disk_bytes) != bool(self.chunk_kv_folder):

@@ -24,6 +24,18 @@ EngineFinish = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
+class EngineAdapter:
+    """A LoRA adapter as the engine knows it."""
+
+    number: int
+    """Unique among all that the engine ever had, 1 or more."""
+    name: str
+    """The same; KV is kept apart by it."""
+    folder: str
+    """Its files, in PEFT's form."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One request as the engine sees it."""
 
@@ -41,6 +53,8 @@ class EngineRequest:
     """Lower runs sooner."""
     blend: BlendPlan | None = None
     """What to load from the chunk store or to capture into it; engines without one ignore it."""
+    adapter: EngineAdapter | None = None
+    """A loaded adapter to generate with."""
     num_logprobs: int = 0
     """Likeliest tokens whose log-probabilities are reported, 0 to 20."""
 
@@ -180,6 +194,19 @@ class Driver(Protocol):
     @property
     def kv_tokens(self) -> int:
         """Return how many tokens of KV the engine can hold; 0 before it has started."""
+        ...
+
+    async def load_adapter(self, adapter: EngineAdapter) -> None:
+        """Load a LoRA adapter.
+
+        Raises:
+            InvalidAdapter: The engine refused it; the message says why.
+            GeneratorUnavailable: The engine died or is stopping.
+        """
+        ...
+
+    async def unload_adapter(self, adapter: EngineAdapter) -> None:
+        """Remove an adapter that no request uses; does nothing where the engine is gone."""
         ...
 
     async def store_stats(self) -> StoreStats | None:

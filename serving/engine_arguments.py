@@ -11,6 +11,9 @@ CPU_KV_CACHE_BYTES = 512 * MIB
 CPU_BATCHED_TOKENS = 2048
 """Most tokens of one step on a CPU, where a step of that size takes about half a second."""
 
+MAX_ADAPTERS_OF_A_STEP = 8
+"""Adapters whose requests run together; each takes its room beside the model, the others wait in memory."""
+
 
 def engine_arguments(config: ServingConfig, folder: str, *, on_gpu: bool) -> dict[str, Any]:
     """Return the keyword arguments of vLLM's `EngineArgs`.
@@ -41,6 +44,18 @@ def engine_arguments(config: ServingConfig, folder: str, *, on_gpu: bool) -> dic
         "use_tqdm_on_load": False,
         **(_share_of_gpu(config) if on_gpu else whole_prefills),
         **_chunk_kv(config),
+        **_adapters(config),
+    }
+
+
+def _adapters(config: ServingConfig) -> dict[str, Any]:
+    if not config.max_adapters:
+        return {}
+    return {
+        "enable_lora": True,
+        "max_loras": min(config.max_adapters, MAX_ADAPTERS_OF_A_STEP),
+        "max_cpu_loras": config.max_adapters,
+        "max_lora_rank": config.max_adapter_rank,
     }
 
 

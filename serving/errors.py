@@ -3,6 +3,8 @@
 ServingError
 |-- ServingRequestError        the caller's fault
 |   |-- InvalidGeneration      a parameter is out of its bounds
+|   |-- InvalidAdapter         an adapter cannot be loaded; says why
+|   |-- UnknownAdapter         no such adapter is loaded
 |   `-- PromptTooLong          the prompt leaves no room in the context window
 `-- ServingUnavailable         ours
     |-- Overloaded             the queue is full; carries `retry_after_s`
@@ -23,6 +25,14 @@ class ServingRequestError(ServingError):
 
 class InvalidGeneration(ServingRequestError):
     """A generation parameter is out of its bounds."""
+
+
+class InvalidAdapter(ServingRequestError):
+    """An adapter cannot be loaded."""
+
+
+class UnknownAdapter(ServingRequestError):
+    """No such adapter is loaded."""
 
 
 class PromptTooLong(ServingRequestError):

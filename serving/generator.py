@@ -6,37 +6,37 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from itertools import chain
-from typing import Literal
+from pathlib import Path
 
+from serving.adapters import Adapters
 from serving.chunk_kv.blend_plan import BlendPlan, ChunkUse, Repair
-from serving.chunk_kv.idle_work import IdleWork, run_to_end
+from serving.chunk_kv.blending import Blending
 from serving.chunk_kv.prompt_chunks import PromptChunks, prompt_chunks
-from serving.chunk_kv.quality_gate import QualityGate, compare
+from serving.chunk_kv.quality_gate import QualityGate
 from serving.config import ServingConfig
 from serving.deadline_reader import DeadlineReader
-from serving.driver import Driver, EngineRequest, OutputStream, StartTimings, choose_driver
+from serving.driver import Driver, EngineAdapter, EngineRequest, OutputStream, StartTimings, choose_driver
 from serving.errors import GeneratorUnavailable, InvalidGeneration, Overloaded, PromptTooLong
 from serving.fair_queue import OUTPUT_WEIGHT, FairQueue
+from serving.health import GeneratorHealth
 from serving.metrics import GeneratorMetrics
 from serving.passage_order import PassageArranger, chunk_ids
 from serving.prompt import encode_segments
-from serving.request_limits import MAX_PRIORITY, check_request
+from serving.request_limits import check_request
 from serving.tokenizer import ModelTokenizer
 from serving.types import (
+    AdapterInfo,
     FinishReason,
     GeneratedChunk,
     GenerateRequest,
     GeneratorInfo,
     GeneratorStats,
     Prompt,
-    Sampling,
     TokenUsage,
 )
 from serving.weights import model_folder, model_hash, tokenizer_hash
@@ -45,26 +45,8 @@ logger = logging.getLogger(__name__)
 
 LONG_PROMPT_CHARS = 20_000
 """Longer prompts are encoded off the event loop, so that others keep streaming."""
-CHECKED_TOKENS = 32
-"""Tokens of an answer that are compared when a blended one is checked."""
-CHECKED_LOGPROBS = 20
-"""Likeliest first tokens that are compared then."""
 RETRY_AFTER_S = (0.5, 60.0)
 """Bounds of `Overloaded.retry_after_s`."""
-
-Health = Literal["starting", "ready", "failed", "stopped"]
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratorHealth:
-    """Whether a generator can answer."""
-
-    status: Health
-    """Where it stands."""
-    detail: str = ""
-    """Why it failed and what to do; set when status is `failed`."""
-    pid: int = field(default_factory=os.getpid)
-    """Process the engine is driven from."""
 
 
 class LocalGenerator:
@@ -91,8 +73,8 @@ class LocalGenerator:
         self._tokenizer: ModelTokenizer | None = None
         self._info: GeneratorInfo | None = None
         self._arranger = PassageArranger(0)
-        self._idle: IdleWork | None = None
-        self._gate = QualityGate(config.blend_gate)
+        self._adapters: Adapters | None = None
+        self._blending: Blending | None = None
         self._stopped = False
 
     async def start(self) -> StartTimings:
@@ -118,18 +100,22 @@ class LocalGenerator:
             max_model_len=self.config.max_model_len,
         )
         self._arranger = PassageArranger(self._driver.kv_tokens)
+        self._adapters = Adapters(self._driver, self.config.max_adapters, self.config.max_adapter_rank)
         if self._driver.no_blend_reason is None:
-            self._idle = IdleWork(self._driver)
+            gate = QualityGate(self.config.blend_gate)
+            self._blending = Blending(self._driver, gate, self._metrics.checked)
         return timings
 
     async def stop(self) -> None:
         """Fail what is under way and free the model; safe to call twice."""
         self._stopped = True
         self._queue.close(GeneratorUnavailable("The generator is stopping; send the request again."))
-        if self._idle is not None:
-            await self._idle.stop()
+        if self._blending is not None:
+            await self._blending.stop()
         if self._driver is not None:
             await self._driver.stop()
+        if self._adapters is not None:
+            await asyncio.to_thread(self._adapters.close)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GeneratedChunk]:
         """Stream the output of one request; see `Generator.generate`.
@@ -144,7 +130,12 @@ class LocalGenerator:
         driver = self._ready_driver()
         check_request(request)
         self._check_room(request.tenant)
-        request_id = self._claim(request.request_id)
+        adapter = self._ready_adapters().acquire(request.adapter) if request.adapter else None
+        try:
+            request_id = self._claim(request.request_id)
+        except InvalidGeneration:
+            self._release(request.adapter)
+            raise
         ticket = self._queue.admit(request.tenant, request.priority, request.run_began_s)
         reason: FinishReason | None = None
         usage = TokenUsage()
@@ -152,7 +143,7 @@ class LocalGenerator:
         try:
             deadline_s = request.deadline_s or self.config.default_deadline_s
             deadline_at = deadline_s and asyncio.get_running_loop().time() + deadline_s
-            engine_request, chunks, chunk_order = await self._engine_request(request)
+            engine_request, chunks, chunk_order = await self._engine_request(request, adapter)
             usage = TokenUsage(
                 prompt_tokens=len(engine_request.token_ids),
                 reordered=bool(chunk_order) and chunk_order != chunk_ids(request.prompt),
@@ -162,11 +153,11 @@ class LocalGenerator:
                     await self._queue.enter(ticket, usage.prompt_tokens)
             except TimeoutError:
                 reason = "deadline"
-                yield GeneratedChunk("", (), reason, usage, chunk_order)
+                yield GeneratedChunk("", (), reason, usage, chunk_order, self._weights(adapter))
                 return
             self._metrics.entered(time.monotonic() - accepted_s)
-            if self._idle is not None:
-                self._idle.make_way()
+            if self._blending is not None:
+                self._blending.make_way()
             stream = driver.submit(engine_request)
             reader = DeadlineReader(driver, stream, deadline_at)
             while reason is None:
@@ -187,15 +178,19 @@ class LocalGenerator:
                     continue
                 if chunks is not None and output.chunk_use is not None:
                     usage = _with_chunks(usage, output.chunk_use)
-                    self._after_blend(engine_request, chunks, output.chunk_use, request.tenant)
+                    assert self._blending is not None
+                    self._blending.after(engine_request, chunks, output.chunk_use, _salt(request.tenant))
                 reason = reader.finish_reason(output)
                 self._queue.leave(ticket)  # the next one need not wait for this one's reader
-                yield GeneratedChunk(output.text, output.token_ids, reason, usage, chunk_order)
+                yield GeneratedChunk(
+                    output.text, output.token_ids, reason, usage, chunk_order, self._weights(adapter)
+                )
         except (asyncio.CancelledError, GeneratorExit):
             reason = reason or "cancelled"
             raise
         finally:
             self._active.discard(request_id)
+            self._release(request.adapter)
             if stream is not None and reason in (None, "cancelled"):
                 driver.abort(stream.request_id)
             self._queue.leave(ticket)
@@ -208,6 +203,19 @@ class LocalGenerator:
         if self._driver is None or self._info is None:
             raise GeneratorUnavailable("The generator has not started; await `start()` first.")
         return self._driver
+
+    def _ready_adapters(self) -> Adapters:
+        self._ready_driver()
+        assert self._adapters is not None
+        return self._adapters
+
+    def _release(self, adapter_id: str | None) -> None:
+        if adapter_id is not None and self._adapters is not None:
+            self._adapters.release(adapter_id)
+
+    def _weights(self, adapter: EngineAdapter | None) -> str:
+        assert self._info is not None
+        return self._info.model_hash + (f"+{adapter.name}" if adapter is not None else "")
 
     def _check_room(self, tenant: str) -> None:
         refusal = self._queue.refusal(tenant)
@@ -233,13 +241,13 @@ class LocalGenerator:
         return request_id
 
     async def _engine_request(
-        self, request: GenerateRequest
+        self, request: GenerateRequest, adapter: EngineAdapter | None
     ) -> tuple[EngineRequest, PromptChunks | None, tuple[str, ...]]:
         """Return what the engine is asked, its chunks where it blends, their order where that was chosen."""
         segment_ids, chunk_order = await self._encode(request.prompt), ()
         if request.reuse.mode == "reorder":
             segment_ids, chunk_order = self._arranger.arrange(
-                request.prompt, segment_ids, request.reuse.order, request.tenant
+                request.prompt, segment_ids, request.reuse.order, f"{request.tenant}\0{request.adapter or ''}"
             )
         token_ids = list(chain.from_iterable(segment_ids))
         limit = self.config.max_model_len
@@ -253,7 +261,7 @@ class LocalGenerator:
             )
         max_tokens = min(request.sampling.max_tokens, limit - len(token_ids))
         chunks = None
-        if request.reuse.mode == "blend" and self.no_blend_reason is None:
+        if request.reuse.mode == "blend" and adapter is None and self.no_blend_reason is None:
             chunks = prompt_chunks(request.prompt, segment_ids, self._chunk_scope(request.tenant))
         repair = Repair(request.reuse.first_k, request.reuse.repair_share)
         engine_request = EngineRequest(
@@ -264,6 +272,7 @@ class LocalGenerator:
             cache_salt=_salt(request.tenant) if chunks is None else _salt(request.tenant, str(repair)),
             stop_token_ids=self._tokenizer.end_ids if self._tokenizer is not None else (),
             priority=request.priority,
+            adapter=adapter,
             blend=None if chunks is None else BlendPlan(load=chunks.spans, repair=repair),
         )
         return engine_request, chunks, chunk_order
@@ -276,48 +285,14 @@ class LocalGenerator:
     @property
     def no_blend_reason(self) -> str | None:
         """Return why requests are served exactly, or None where chunks are blended."""
-        if self._driver is None:
-            return "the generator has not started"
-        return self._driver.no_blend_reason or self._gate.closed_reason
-
-    def _after_blend(self, request: EngineRequest, chunks: PromptChunks, use: ChunkUse, tenant: str) -> None:
-        """Have the chunks computed that a request would have liked to load, and some answers checked."""
-        assert self._idle is not None
-        assert self._driver is not None
-        in_background = replace(request, cache_salt=_salt(tenant), priority=MAX_PRIORITY, blend=None)
-        for span in chunks.spans:
-            if span.key in use.missing:
-                token_ids, place = chunks.alone(span, request.token_ids)
-                capture = replace(
-                    in_background,
-                    request_id=uuid.uuid4().hex,
-                    token_ids=token_ids,
-                    sampling=Sampling(max_tokens=1),
-                    blend=BlendPlan(capture=(place,)),
-                )
-                self._idle.add(span.key, partial(run_to_end, self._driver, capture))
-        if use.loaded and self._gate.wants_check():
-            greedy = Sampling(max_tokens=min(CHECKED_TOKENS, request.sampling.max_tokens))
-            exact = replace(in_background, sampling=greedy, num_logprobs=CHECKED_LOGPROBS)
-            blended = replace(exact, cache_salt=request.cache_salt, blend=request.blend)
-            self._idle.add(f"check {request.request_id}", partial(self._check, exact, blended))
-
-    async def _check(self, exact: EngineRequest, blended: EngineRequest) -> None:
-        """Generate an answer both ways and tell the gate."""
-        assert self._driver is not None
-        answers = []
-        for request in (exact, blended):
-            output = await run_to_end(self._driver, replace(request, request_id=uuid.uuid4().hex))
-            answers.append((output.token_ids, output.first_logprobs or {}))
-        self._gate.record(compare(*answers))
-        self._metrics.checked(self._gate)
-        if self._gate.closed_reason is not None:
-            logger.warning("%s", self._gate.closed_reason)
+        if self._blending is not None:
+            return self._blending.off_reason
+        return "the generator has not started" if self._driver is None else self._driver.no_blend_reason
 
     async def idle_work_done(self) -> None:
         """Wait until chunks asked for so far are computed and answers drawn for it are checked."""
-        if self._idle is not None:
-            await self._idle.wait()
+        if self._blending is not None:
+            await self._blending.wait()
 
     async def _encode(self, prompt: Prompt) -> list[list[int]]:
         assert self._tokenizer is not None
@@ -330,6 +305,27 @@ class LocalGenerator:
                 f"The prompt holds a lone surrogate ({error}), which is no character; "
                 "decode the text with errors='replace' before sending it."
             ) from error
+
+    async def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
+        """Load a LoRA adapter; see `Adapters.load`.
+
+        Raises:
+            InvalidAdapter: The name, the files or their rank are not usable, or as many are loaded as may be.
+            GeneratorUnavailable: The engine died or is stopping.
+        """
+        return await self._ready_adapters().load(name, folder)
+
+    async def unload_adapter(self, adapter_id: str) -> None:
+        """Remove an adapter once the requests that use it have ended; new ones are refused at once.
+
+        Raises:
+            UnknownAdapter: It is not loaded, or is being unloaded already.
+        """
+        await self._ready_adapters().unload(adapter_id)
+
+    async def adapters(self) -> list[AdapterInfo]:
+        """Return the adapters that are loaded, oldest first."""
+        return self._ready_adapters().infos()
 
     async def count_tokens(self, prompt: Prompt) -> int:
         """Return how many tokens the prompt encodes to."""

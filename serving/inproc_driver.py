@@ -15,13 +15,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from serving.chunk_kv.store_stats import StoreStats
 from serving.config import ServingConfig
 from serving.driver import (
     NO_CHUNK_KV,
+    EngineAdapter,
     EngineLoad,
     EngineOutput,
     EngineRequest,
@@ -31,6 +33,7 @@ from serving.driver import (
 from serving.errors import GeneratorUnavailable, InvalidGeneration, ModelUnusable
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 TELL_S_PER_REQUEST = 0.025
 """Least time between two batches of outputs that hold nothing urgent, for each request that runs."""
@@ -81,6 +84,14 @@ class StepEngine(Protocol):
         """Return what its chunk store holds and did; None where it has none."""
         ...
 
+    def load_adapter(self, adapter: EngineAdapter) -> None:
+        """Load an adapter; raises InvalidAdapter for one it will not take."""
+        ...
+
+    def unload_adapter(self, adapter: EngineAdapter) -> None:
+        """Remove an adapter that no request uses."""
+        ...
+
 
 EngineBuilder = Callable[[ServingConfig, str], tuple[StepEngine, StartTimings]]
 """Makes the engine from settings and the model's folder; called on the driver's thread."""
@@ -108,8 +119,9 @@ class _Abort:
 
 
 @dataclass(frozen=True, slots=True)
-class _AskStore:
-    answer: Future[StoreStats | None]
+class _Call:
+    work: Callable[[StepEngine], Any]
+    answer: Future[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +153,7 @@ class InprocDriver:
         self._config = config
         self._folder = folder
         self._build = build
-        self._commands: queue.SimpleQueue[_Submit | _Abort | _AskStore | _Stop] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Submit | _Abort | _Call | _Stop] = queue.SimpleQueue()
         self._running: dict[str, _Running] = {}
         self._held: News = []
         self._told_s = 0.0
@@ -206,11 +218,32 @@ class InprocDriver:
 
     async def store_stats(self) -> StoreStats | None:
         """Return what the chunk store holds and did; None where there is none, or the engine is gone."""
-        answer: Future[StoreStats | None] = Future()
+        if self._no_blend_reason == NO_CHUNK_KV:
+            return None
+        with suppress(GeneratorUnavailable):
+            return await self._call(lambda engine: engine.store_stats())
+
+    async def load_adapter(self, adapter: EngineAdapter) -> None:
+        """Load a LoRA adapter; see `Driver.load_adapter`.
+
+        Raises:
+            InvalidAdapter: The engine refused it; the message says why.
+            GeneratorUnavailable: The engine died or is stopping.
+        """
+        await self._call(lambda engine: engine.load_adapter(adapter))
+
+    async def unload_adapter(self, adapter: EngineAdapter) -> None:
+        """Remove an adapter that no request uses; does nothing where the engine is gone."""
+        with suppress(GeneratorUnavailable):
+            await self._call(lambda engine: engine.unload_adapter(adapter))
+
+    async def _call(self, work: Callable[[StepEngine], T]) -> T:
+        """Return what work on the engine's thread returns, between two steps."""
+        answer: Future[T] = Future()
         with self._gate:
-            if self._stopping or self._no_blend_reason == NO_CHUNK_KV or not self._started.done():
-                return None
-            self._commands.put(_AskStore(answer))
+            if self._stopping or not self._started.done():
+                raise GeneratorUnavailable(self._failure or "The engine is not running.")
+            self._commands.put(_Call(work, answer))
         return await asyncio.wrap_future(answer)
 
     async def stop(self) -> None:
@@ -261,8 +294,8 @@ class InprocDriver:
                 self._add(engine, command)
             elif isinstance(command, _Abort):
                 self._abort(engine, command.request_id)
-            elif isinstance(command, _AskStore):
-                command.answer.set_result(engine.store_stats())
+            elif isinstance(command, _Call):
+                _answer(command, engine)
             else:
                 return False
 
@@ -317,8 +350,8 @@ class InprocDriver:
                 break
             if isinstance(command, _Submit):
                 streams.append(command.stream)
-            elif isinstance(command, _AskStore):
-                command.answer.set_result(None)
+            elif isinstance(command, _Call) and command.answer.set_running_or_notify_cancel():
+                command.answer.set_exception(GeneratorUnavailable(reason))
         self._held += [(stream, GeneratorUnavailable(reason)) for stream in streams]
         self._tell(None)
 
@@ -336,6 +369,16 @@ class InprocDriver:
                 for request_id in {stream.request_id for stream, _ in news}:
                     if self._running.pop(request_id, None) is not None and engine is not None:
                         engine.abort(request_id)
+
+
+def _answer(call: _Call, engine: StepEngine) -> None:
+    if not call.answer.set_running_or_notify_cancel():
+        return
+    try:
+        call.answer.set_result(call.work(engine))
+    except Exception as error:
+        # The caller's to deal with: what the engine refuses is no reason for it to stop.
+        call.answer.set_exception(error)
 
 
 def _deliver(news: News) -> None:

@@ -57,6 +57,7 @@ def merge_chunks(chunks: list[GeneratedChunk]) -> GeneratedChunk:
         finish_reason=last.finish_reason,
         usage=last.usage,
         chunk_order=last.chunk_order,
+        weights=last.weights,
     )
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 SegmentKind = Literal["system", "tools", "passage", "memory", "history", "question", "answer"]
 """What a stretch of the prompt is for; kinds are ordered from most shared to least shared."""
@@ -152,6 +153,8 @@ class GenerateRequest:
     """Seconds from acceptance after which the engine stops working on it; None for no limit."""
     reuse: KVReuse = KVReuse()
     """What KV may be reused."""
+    adapter: str | None = None
+    """Id of a loaded LoRA adapter to generate with; None for the model as it is."""
 
     def __post_init__(self) -> None:
         if self.deadline_s is not None and self.deadline_s <= 0:
@@ -205,6 +208,8 @@ class GeneratedChunk:
     """Set on the last chunk only."""
     chunk_order: tuple[str, ...] = ()
     """Chunk ids in the order the model read them; set on the last chunk, where `reuse.mode` is `reorder`."""
+    weights: str | None = None
+    """What wrote the text: hash of the model's weights, and `+` the adapter's id; set on the last chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +224,22 @@ class GeneratorInfo:
     """sha256 over tokenizer.json, first 16 hex digits."""
     max_model_len: int
     """Context window in tokens, prompt and output together."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """A loaded LoRA adapter."""
+
+    adapter_id: str
+    """`name@hash`; other files have another id."""
+    name: str
+    """As given when it was loaded."""
+    rank: int
+    """Its largest rank."""
+    num_requests: int
+    """Requests that use it now."""
+    is_leaving: bool
+    """Whether it is removed after them; new ones are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +278,7 @@ class Generator(Protocol):
 
         Raises:
             PromptTooLong: The prompt leaves no room for one token.
+            UnknownAdapter: The adapter it names is not loaded.
             Overloaded: The waiting queue is full; the caller should retry after `retry_after_s`.
             GeneratorUnavailable: The engine died or is stopping.
         """
@@ -272,4 +294,34 @@ class Generator(Protocol):
 
     async def stats(self) -> GeneratorStats:
         """Return the load now and the totals since start."""
+        ...
+
+
+@runtime_checkable
+class AdapterHost(Protocol):
+    """A generator that takes LoRA adapters: the local one and its actor's client; not the one over HTTP."""
+
+    async def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
+        """Load a LoRA adapter in PEFT's form for requests to name; the same files again do nothing.
+
+        Args:
+            name: Letters, digits and `._/-`, up to 100; `AdapterInfo.adapter_id` adds a hash of the files.
+            folder: On the generator's machine; what becomes of it later does not matter.
+
+        Raises:
+            InvalidAdapter: The name, the files or their rank are not usable, or as many are loaded as may be.
+            GeneratorUnavailable: The engine died or is stopping.
+        """
+        ...
+
+    async def unload_adapter(self, adapter_id: str) -> None:
+        """Refuse new requests for an adapter, and remove it once those that use it have ended.
+
+        Raises:
+            UnknownAdapter: It is not loaded, or is being unloaded already.
+        """
+        ...
+
+    async def adapters(self) -> list[AdapterInfo]:
+        """Return the adapters that are loaded, oldest first."""
         ...

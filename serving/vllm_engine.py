@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections import deque
+from contextlib import suppress
 
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMClientError
@@ -16,8 +17,9 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from serving import vllm_values
 from serving.chunk_kv.store_stats import StoreStats
 from serving.config import ServingConfig
-from serving.driver import NO_CHUNK_KV, EngineLoad, EngineOutput, EngineRequest
+from serving.driver import NO_CHUNK_KV, EngineAdapter, EngineLoad, EngineOutput, EngineRequest
 from serving.engine_arguments import engine_arguments
+from serving.errors import InvalidAdapter
 
 PIECE_S = 0.05
 """Time a piece of output is to cover: no reader is told more often (`serving.inproc_driver`)."""
@@ -74,6 +76,7 @@ class VllmEngine:
                 vllm_values.engine_prompt(request),
                 vllm_values.sampling_params(request, self._piece_tokens()),
                 priority=request.priority,
+                lora_request=vllm_values.lora_request(request.adapter),
             )
         except VLLMClientError as error:
             raise ValueError(str(error)) from error
@@ -118,6 +121,24 @@ class VllmEngine:
         client = self._engine.engine_core
         assert isinstance(client, InprocClient)
         return EngineLoad(*client.engine_core.scheduler.get_request_counts())
+
+    def load_adapter(self, adapter: EngineAdapter) -> None:
+        """Load a LoRA adapter.
+
+        Raises:
+            InvalidAdapter: vLLM refuses it.
+        """
+        try:
+            self._engine.add_lora(vllm_values.lora_request(adapter))
+        except Exception as error:
+            # vLLM raises whatever it stumbles over in the files; half an adapter is not to stay.
+            with suppress(Exception):
+                self._engine.remove_lora(adapter.number)
+            raise InvalidAdapter(f"vLLM cannot use {adapter.name}: {error}") from error
+
+    def unload_adapter(self, adapter: EngineAdapter) -> None:
+        """Remove an adapter that no request uses."""
+        self._engine.remove_lora(adapter.number)
 
     def store_stats(self) -> StoreStats | None:
         """Return what the chunk store holds and did; None where there is none."""

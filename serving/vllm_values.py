@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.inputs.engine import TokensInput, tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.transformers_utils.config import get_config
 
 from serving.chunk_kv.blend_plan import ChunkUse
-from serving.driver import EngineFinish, EngineOutput, EngineRequest
+from serving.driver import EngineAdapter, EngineFinish, EngineOutput, EngineRequest
 from serving.types import Constraint
 
 STRUCTURED_OUTPUTS = StructuredOutputsConfig(backend="xgrammar")
@@ -68,6 +71,15 @@ def _structured(constraint: Constraint | None) -> StructuredOutputsParams | None
     if constraint.regex is not None:
         return StructuredOutputsParams(regex=constraint.regex)
     return StructuredOutputsParams(json=constraint.json_schema)
+
+
+@overload
+def lora_request(adapter: EngineAdapter) -> LoRARequest: ...
+@overload
+def lora_request(adapter: EngineAdapter | None) -> LoRARequest | None: ...
+def lora_request(adapter: EngineAdapter | None) -> LoRARequest | None:
+    """Return vLLM's form of an adapter."""
+    return None if adapter is None else LoRARequest(adapter.name, adapter.number, adapter.folder)
 
 
 def engine_prompt(request: EngineRequest) -> TokensInput:

@@ -25,6 +25,8 @@ def refusal(model: Any, vllm_config: Any, attn_groups: Any) -> str | None:
     parallel = vllm_config.parallel_config
     if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
         return "the model is split over several workers"
+    if vllm_config.lora_config is not None:
+        return "the engine takes adapters (serving.max_adapters), which repairs would be computed without"
     if vllm_config.speculative_config is not None:
         return "speculative decoding keeps a second cache"
     if len(attn_groups) != 1:

@@ -449,20 +449,20 @@ async def test_work_for_idle_times_waits_until_no_request_runs(start: Start) -> 
 
 
 async def test_work_for_idle_times_makes_way_for_a_request_and_is_done_after_it(start: Start) -> None:
-    engine = LetterEngine(step_s=0.005)
+    engine = LetterEngine(step_s=0.005, no_blend_reason=None)
     generator = await start(engine)
     driver = generator._driver
     assert driver is not None
     await collect(generator, ask(1))
-    generator._idle = IdleWork(driver)
+    assert generator._blending is not None
     request = replace(engine.seen[0], request_id="background", sampling=Sampling(max_tokens=100))
-    generator._idle.add("job", partial(run_to_end, driver, request))
+    generator._blending._idle.add("job", partial(run_to_end, driver, request))
     await until(lambda: len(engine.seen) == 2)
     chunks = await collect(generator, ask(3))
     assert "".join(chunk.text for chunk in chunks) == "aaa"
     assert engine.aborted == ["background"]
     await generator.idle_work_done()
-    assert generator._idle.num_done == 1
+    assert generator._blending._idle.num_done == 1
     assert [one.request_id for one in engine.seen].count("background") == 2
 
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from serving.chunk_kv.store_stats import StoreStats
-from serving.driver import NO_CHUNK_KV, EngineLoad, EngineOutput, EngineRequest, StartTimings
+from serving.driver import NO_CHUNK_KV, EngineAdapter, EngineLoad, EngineOutput, EngineRequest, StartTimings
 
 TOKEN = 97
 
@@ -31,6 +31,7 @@ class LetterEngine:
     no_blend_reason: str | None = NO_CHUNK_KV
     kv_tokens: int = 10_000
     stored: StoreStats | None = None
+    adapters: dict[int, EngineAdapter] = field(default_factory=dict)
     requests: dict[str, EngineRequest] = field(default_factory=dict)
     written: dict[str, int] = field(default_factory=dict)
     seen: list[EngineRequest] = field(default_factory=list)
@@ -76,6 +77,14 @@ class LetterEngine:
 
     def store_stats(self) -> StoreStats | None:
         return self.stored
+
+    def load_adapter(self, adapter: EngineAdapter) -> None:
+        self.adapters[adapter.number] = adapter
+
+    def unload_adapter(self, adapter: EngineAdapter) -> None:
+        used = [request.adapter for request in self.requests.values()]
+        assert adapter not in used, "a request still uses it"
+        del self.adapters[adapter.number]
 
     def close(self) -> None:
         self.closed = True

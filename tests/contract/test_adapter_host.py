@@ -1,0 +1,257 @@
+"""LoRA adapters of a generator: over a scripted engine, and over the real one behind its actor."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from step_engine import LetterEngine, build
+from tiny_adapter import write_adapter
+from tiny_model import build_tiny_model
+
+from graft.config import REPOSITORY
+from serving import (
+    ActorGenerator,
+    AdapterInfo,
+    GeneratedChunk,
+    GenerateRequest,
+    InvalidAdapter,
+    LocalGenerator,
+    Sampling,
+    ServingConfig,
+    Turn,
+    UnknownAdapter,
+    chat_prompt,
+    start_generator,
+)
+from serving.inproc_driver import InprocDriver
+
+MAX_ADAPTERS = 3
+LONG = Sampling(max_tokens=600, temperature=2.0, seed=5)
+
+Host = Any
+"""A `Generator` and an `AdapterHost`."""
+
+
+@pytest.fixture(scope="module")
+def actor(ray_session: object) -> Iterator[ActorGenerator]:
+    config = ServingConfig(max_adapters=MAX_ADAPTERS, kv_cache_bytes=64 << 20)
+    client = start_generator(config, num_cpus=0.5)
+    asyncio.run(client.ready())  # type: ignore[arg-type]
+    yield client
+    asyncio.run(client.stop())
+
+
+@pytest.fixture(params=["scripted", pytest.param("engine", marks=pytest.mark.integration)])
+async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Host]:
+    if request.param == "engine":
+        found: Host = request.getfixturevalue("actor")
+        yield found
+        for info in await found.adapters():
+            with suppress(UnknownAdapter):
+                await found.unload_adapter(info.adapter_id)
+        return
+    folder = str(build_tiny_model(tmp_path / "model"))
+    config = ServingConfig(model=folder, max_adapters=MAX_ADAPTERS)
+    local = LocalGenerator(config, InprocDriver(config, folder, build=build(LetterEngine())))
+    await local.start()
+    yield local
+    await local.stop()
+
+
+def ask(adapter: str | None, sampling: Sampling | None = None, text: str = "Why blocks?") -> GenerateRequest:
+    return GenerateRequest(chat_prompt([Turn("user", text)]), sampling or Sampling(12), adapter=adapter)
+
+
+async def collect(host: Host, request: GenerateRequest) -> list[GeneratedChunk]:
+    return [chunk async for chunk in host.generate(request)]
+
+
+async def tokens(host: Host, request: GenerateRequest) -> list[int]:
+    return [token for chunk in await collect(host, request) for token in chunk.token_ids]
+
+
+async def test_an_id_says_name_and_files_and_the_output_says_the_id(host: Host, tmp_path: Path) -> None:
+    first = await host.load_adapter("legal/v1", write_adapter(tmp_path / "a", 1))
+    assert first.adapter_id.startswith("legal/v1@")
+    assert (first.name, first.rank, first.num_requests, first.is_leaving) == ("legal/v1", 8, 0, False)
+    assert await host.load_adapter("legal/v1", write_adapter(tmp_path / "same", 1)) == first
+    second = await host.load_adapter("legal/v1", write_adapter(tmp_path / "b", 2))
+    assert second.adapter_id != first.adapter_id
+    assert await host.adapters() == [first, second]
+    plain, adapted = await collect(host, ask(None)), await collect(host, ask(first.adapter_id))
+    model_hash = (await host.info()).model_hash
+    assert plain[-1].weights == model_hash
+    assert adapted[-1].weights == f"{model_hash}+{first.adapter_id}"
+    assert all(chunk.weights is None for chunk in adapted[:-1])
+
+
+async def test_an_adapter_that_is_not_loaded_is_named_with_those_that_are(host: Host, tmp_path: Path) -> None:
+    with pytest.raises(UnknownAdapter, match="'nobody' is not loaded; loaded are: none"):
+        await collect(host, ask("nobody"))
+    info = await host.load_adapter("a", write_adapter(tmp_path, 1))
+    with pytest.raises(UnknownAdapter, match=info.adapter_id):
+        await collect(host, ask("nobody"))
+    with pytest.raises(UnknownAdapter, match="nobody"):
+        await host.unload_adapter("nobody")
+
+
+async def test_one_that_is_unloaded_serves_who_uses_it_and_nobody_else(host: Host, tmp_path: Path) -> None:
+    info: AdapterInfo = await host.load_adapter("a", write_adapter(tmp_path, 1))
+    async with aclosing(host.generate(ask(info.adapter_id, LONG))) as chunks:
+        await anext(chunks)
+        leaving = asyncio.create_task(host.unload_adapter(info.adapter_id))
+        async with asyncio.timeout(10):
+            while not (await host.adapters())[0].is_leaving:  # noqa: ASYNC110 - it has no event to wait for
+                await asyncio.sleep(0.01)
+        with pytest.raises(UnknownAdapter, match="loaded are: none"):
+            await collect(host, ask(info.adapter_id))
+        with pytest.raises(InvalidAdapter, match="being unloaded"):
+            await host.load_adapter("a", tmp_path)
+        assert not leaving.done()
+        last = [chunk async for chunk in chunks][-1]
+    assert last.finish_reason in ("stop", "length")
+    await leaving
+    assert await host.adapters() == []
+    again = await host.load_adapter("a", tmp_path)
+    assert again.adapter_id == info.adapter_id
+
+
+async def test_a_cancelled_request_lets_its_adapter_go(host: Host, tmp_path: Path) -> None:
+    info = await host.load_adapter("a", write_adapter(tmp_path, 1))
+    async with aclosing(host.generate(ask(info.adapter_id, LONG))) as chunks:
+        await anext(chunks)
+        assert (await host.adapters())[0].num_requests == 1
+    async with asyncio.timeout(10):
+        await host.unload_adapter(info.adapter_id)
+
+
+async def test_the_callers_folder_may_go(host: Host, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "gone", 1)
+    info = await host.load_adapter("a", folder)
+    before = await tokens(host, ask(info.adapter_id))
+    shutil.rmtree(folder)
+    assert await tokens(host, ask(info.adapter_id)) == before
+
+
+async def test_no_more_are_loaded_than_may_be(host: Host, tmp_path: Path) -> None:
+    infos = [
+        await host.load_adapter(f"a{seed}", write_adapter(tmp_path / str(seed), seed))
+        for seed in range(MAX_ADAPTERS)
+    ]
+    with pytest.raises(InvalidAdapter, match=rf"limit is {MAX_ADAPTERS} \(serving.max_adapters\): a0@"):
+        await host.load_adapter("more", write_adapter(tmp_path / "more", 9))
+    await host.unload_adapter(infos[1].adapter_id)
+    await host.load_adapter("more", tmp_path / "more")
+    assert [info.name for info in await host.adapters()] == ["a0", "a2", "more"]
+
+
+async def test_requests_of_several_adapters_run_together(host: Host, tmp_path: Path) -> None:
+    infos = [
+        await host.load_adapter(f"a{seed}", write_adapter(tmp_path / str(seed), seed))
+        for seed in range(MAX_ADAPTERS)
+    ]
+    users = [None, *(info.adapter_id for info in infos)]
+    alone = [await tokens(host, ask(user)) for user in users]
+    together = await asyncio.gather(*(tokens(host, ask(user)) for user in users * 3))
+    assert together == alone * 3
+
+
+def broken(folder: Path, what: str) -> Path:
+    """Write an adapter and break it."""
+    write_adapter(folder, 1, rank=64 if what == "rank" else 8)
+    config = folder / "adapter_config.json"
+    if what == "weights":
+        (folder / "adapter_model.safetensors").unlink()
+    elif what == "config":
+        config.unlink()
+    elif what == "json":
+        config.write_text("{no json")
+    elif what == "kind":
+        config.write_text(json.dumps({"peft_type": "IA3"}))
+    elif what == "no rank":
+        config.write_text(json.dumps({"peft_type": "LORA", "r": "many"}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("weights", "lacks adapter_model.safetensors"),
+        ("config", "lacks adapter_config.json"),
+        ("json", "does not describe a LoRA"),
+        ("kind", "does not describe a LoRA"),
+        ("no rank", "names no rank"),
+        ("rank", r"rank 64, the limit is 16; raise serving.max_adapter_rank"),
+    ],
+)
+async def test_files_that_cannot_be_used_are_named_and_nothing_is_loaded(
+    host: Host, tmp_path: Path, what: str, said: str
+) -> None:
+    with pytest.raises(InvalidAdapter, match=said):
+        await host.load_adapter("a", broken(tmp_path / "broken", what))
+    assert await host.adapters() == []
+
+
+@pytest.mark.parametrize("name", ["", "a@b", "../etc", "x" * 101, "a b"])
+async def test_a_name_that_cannot_be_an_id_is_refused(host: Host, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidAdapter, match="must match"):
+        await host.load_adapter(name, write_adapter(tmp_path, 1))
+
+
+@pytest.mark.integration
+async def test_weights_of_another_model_are_refused_and_the_engine_goes_on(
+    actor: ActorGenerator, tmp_path: Path
+) -> None:
+    before = await tokens(actor, ask(None))
+    with pytest.raises(InvalidAdapter, match="vLLM cannot use other@"):
+        await actor.load_adapter("other", write_adapter(tmp_path / "other", 1, hidden_dim=128))
+    assert await actor.adapters() == []
+    assert await tokens(actor, ask(None)) == before
+    info = await actor.load_adapter("good", write_adapter(tmp_path / "good", 1))
+    assert await tokens(actor, ask(info.adapter_id)) != before
+    await actor.unload_adapter(info.adapter_id)
+
+
+@pytest.mark.integration
+async def test_the_engine_writes_what_peft_does_and_shares_no_kv_with_the_model(
+    actor: ActorGenerator, tmp_path: Path
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model_folder, folder = REPOSITORY / "models" / "graft-mini", write_adapter(tmp_path, 3)
+    text = "A question longer than two blocks of the cache. " * 6
+    request = ask(None, Sampling(16), text)
+    base = await tokens(actor, request)
+    info = await actor.load_adapter("a", folder)
+    chunks = await collect(actor, ask(info.adapter_id, Sampling(16), text))
+    ours = [token for chunk in chunks for token in chunk.token_ids]
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.cached_tokens == 0
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+    ids = AutoTokenizer.from_pretrained(model_folder)(request.prompt.text, add_special_tokens=False).input_ids
+    written = adapted.generate(
+        input_ids=torch.tensor([ids]), max_new_tokens=16, do_sample=False, eos_token_id=[2, 0], pad_token_id=0
+    )
+    assert ours == written[0, len(ids) :].tolist()
+    assert ours != base
+    await actor.unload_adapter(info.adapter_id)
+
+
+async def test_a_generator_without_room_for_adapters_says_so(tmp_path: Path) -> None:
+    folder = str(build_tiny_model(tmp_path / "model"))
+    config = ServingConfig(model=folder)
+    local = LocalGenerator(config, InprocDriver(config, folder, build=build(LetterEngine())))
+    await local.start()
+    with pytest.raises(InvalidAdapter, match=r"set serving\.max_adapters above 0"):
+        await local.load_adapter("a", write_adapter(tmp_path / "a", 1))
+    await local.stop()
