@@ -110,6 +110,11 @@ class GeneratorActor:
         await self.ready()
         return await self._generator.adapters()
 
+    async def update_weights(self, folder: Path) -> GeneratorInfo:
+        """Serve other weights of the same model from now on, from a folder of this node."""
+        await self.ready()
+        return await self._generator.update_weights(folder)
+
     async def info(self) -> GeneratorInfo:
         """Return what this generator is."""
         await self.ready()

@@ -124,6 +124,22 @@ class AsyncDriver:
         if self._engine is not None and self._failure is None:
             await self._engine.remove_lora(adapter.number)
 
+    async def update_weights(self, folder: str) -> None:
+        """Put other weights in the place of the model's; see `Driver.update_weights`.
+
+        Raises:
+            ModelUnusable: The engine could not; its weights are then undefined.
+            GeneratorUnavailable: The engine died or is stopping.
+        """
+        if self._engine is None or self._failure is not None:
+            raise GeneratorUnavailable(self._failure or "The engine is not running.")
+        try:
+            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        except Exception as error:
+            raise ModelUnusable(f"vLLM cannot load the weights in '{folder}': {error}") from error
+        if not await self._engine.reset_prefix_cache():
+            raise ModelUnusable("vLLM kept KV of the weights before; a request is under way")
+
     async def store_stats(self) -> StoreStats | None:
         """Return what the chunk store holds and did; None where there is none, or the engine is gone."""
         if self._engine is None or self._failure is not None or not self._config.chunk_kv_bytes:

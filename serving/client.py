@@ -130,6 +130,10 @@ class ActorGenerator:
         """Return the adapters that are loaded, oldest first."""
         return await call(self.actor.adapters.remote())
 
+    async def update_weights(self, folder: Path) -> GeneratorInfo:
+        """Serve other weights of the same model from now on; see `LocalGenerator.update_weights`."""
+        return await call(self.actor.update_weights.remote(folder))
+
     async def info(self) -> GeneratorInfo:
         """Return what this generator is."""
         return await call(self.actor.info.remote())

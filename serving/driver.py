@@ -209,6 +209,18 @@ class Driver(Protocol):
         """Remove an adapter that no request uses; does nothing where the engine is gone."""
         ...
 
+    async def update_weights(self, folder: str) -> None:
+        """Put other weights of the same shapes in the place of the model's, and forget all KV.
+
+        Args:
+            folder: Holds them; no request is under way.
+
+        Raises:
+            ModelUnusable: The engine could not; its weights are then undefined.
+            GeneratorUnavailable: The engine died or is stopping.
+        """
+        ...
+
     async def store_stats(self) -> StoreStats | None:
         """Return what the chunk store holds and did; None where there is none, or the engine is gone."""
         ...

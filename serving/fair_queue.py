@@ -17,7 +17,8 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 OUTPUT_WEIGHT = 2.0
@@ -109,6 +110,8 @@ class FairQueue:
         self._num_running = 0
         self._last_served = 0.0
         self._closed: Exception | None = None
+        self._is_paused = False
+        self._emptied = asyncio.Event()
 
     @property
     def num_waiting(self) -> int:
@@ -198,6 +201,19 @@ class FairQueue:
         if len(self._tenants) > MAX_IDLE_TENANTS:
             self._forget_idle()
 
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Give no slots, and begin once nobody has one; who waits goes on after. One at a time."""
+        self._is_paused = True
+        try:
+            while self._num_running:
+                self._emptied.clear()
+                await self._emptied.wait()
+            yield
+        finally:
+            self._is_paused = False
+            self._give_slots()
+
     def close(self, error: Exception) -> None:
         """Fail all that wait, and whoever would."""
         self._closed = error
@@ -225,6 +241,8 @@ class FairQueue:
     def _may_enter(self) -> list[tuple[Ticket, _Tenant]]:
         """Return the ticket that is next of each tenant for which there is a slot."""
         self._drop_abandoned()
+        if self._is_paused:
+            return []
         waiting = self._next_of_each()
         if not self._fair or self._num_running < self._num_slots:
             return waiting
@@ -244,6 +262,8 @@ class FairQueue:
         if ticket.holds_slot:
             self._num_running -= 1
             state.num_running -= 1
+            if not self._num_running:
+                self._emptied.set()
         else:
             state.num_waiting -= 1
 

@@ -10,10 +10,8 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
-from serving.adapters import Adapters
 from serving.chunk_kv.blend_plan import BlendPlan, ChunkUse, Repair
 from serving.chunk_kv.blending import Blending
 from serving.chunk_kv.prompt_chunks import PromptChunks, prompt_chunks
@@ -21,13 +19,17 @@ from serving.chunk_kv.quality_gate import QualityGate
 from serving.config import ServingConfig
 from serving.deadline_reader import DeadlineReader
 from serving.driver import Driver, EngineAdapter, EngineRequest, OutputStream, StartTimings, choose_driver
-from serving.errors import GeneratorUnavailable, InvalidGeneration, Overloaded, PromptTooLong
+from serving.errors import (
+    GeneratorUnavailable,
+    InvalidGeneration,
+    Overloaded,
+)
 from serving.fair_queue import OUTPUT_WEIGHT, FairQueue
 from serving.health import GeneratorHealth
 from serving.metrics import GeneratorMetrics
-from serving.passage_order import PassageArranger, chunk_ids
-from serving.prompt import encode_segments
+from serving.prompt_reader import PromptReader, ReadPrompt
 from serving.request_limits import check_request
+from serving.served_model import ServedModel
 from serving.tokenizer import ModelTokenizer
 from serving.types import (
     AdapterInfo,
@@ -43,8 +45,6 @@ from serving.weights import model_folder, model_hash, tokenizer_hash
 
 logger = logging.getLogger(__name__)
 
-LONG_PROMPT_CHARS = 20_000
-"""Longer prompts are encoded off the event loop, so that others keep streaming."""
 RETRY_AFTER_S = (0.5, 60.0)
 """Bounds of `Overloaded.retry_after_s`."""
 
@@ -71,9 +71,8 @@ class LocalGenerator:
         )
         self._starting: asyncio.Task[StartTimings] | None = None
         self._tokenizer: ModelTokenizer | None = None
-        self._info: GeneratorInfo | None = None
-        self._arranger = PassageArranger(0)
-        self._adapters: Adapters | None = None
+        self._model: ServedModel | None = None
+        self._reader: PromptReader | None = None
         self._blending: Blending | None = None
         self._stopped = False
 
@@ -93,14 +92,14 @@ class LocalGenerator:
             self._driver = await asyncio.to_thread(choose_driver, self.config, str(folder))
         self._tokenizer = ModelTokenizer(folder / "tokenizer.json")
         timings, weights = await asyncio.gather(self._driver.start(), asyncio.to_thread(model_hash, folder))
-        self._info = GeneratorInfo(
+        info = GeneratorInfo(
             model_id=self.config.model,
             model_hash=weights,
             tokenizer_hash=tokenizer_hash(folder),
             max_model_len=self.config.max_model_len,
         )
-        self._arranger = PassageArranger(self._driver.kv_tokens)
-        self._adapters = Adapters(self._driver, self.config.max_adapters, self.config.max_adapter_rank)
+        self._model = ServedModel(self.config, folder, info, self._driver, self._queue, self._forget)
+        self._reader = PromptReader(self._tokenizer, self.config.max_model_len, self._driver.kv_tokens)
         if self._driver.no_blend_reason is None:
             gate = QualityGate(self.config.blend_gate)
             self._blending = Blending(self._driver, gate, self._metrics.checked)
@@ -114,8 +113,8 @@ class LocalGenerator:
             await self._blending.stop()
         if self._driver is not None:
             await self._driver.stop()
-        if self._adapters is not None:
-            await asyncio.to_thread(self._adapters.close)
+        if self._model is not None:
+            await asyncio.to_thread(self._model.adapters.close)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GeneratedChunk]:
         """Stream the output of one request; see `Generator.generate`.
@@ -130,7 +129,7 @@ class LocalGenerator:
         driver = self._ready_driver()
         check_request(request)
         self._check_room(request.tenant)
-        adapter = self._ready_adapters().acquire(request.adapter) if request.adapter else None
+        adapter = self._ready_model().adapters.acquire(request.adapter) if request.adapter else None
         try:
             request_id = self._claim(request.request_id)
         except InvalidGeneration:
@@ -143,21 +142,20 @@ class LocalGenerator:
         try:
             deadline_s = request.deadline_s or self.config.default_deadline_s
             deadline_at = deadline_s and asyncio.get_running_loop().time() + deadline_s
-            engine_request, chunks, chunk_order = await self._engine_request(request, adapter)
-            usage = TokenUsage(
-                prompt_tokens=len(engine_request.token_ids),
-                reordered=bool(chunk_order) and chunk_order != chunk_ids(request.prompt),
-            )
+            read = await self._ready_reader().read(request)
+            usage = TokenUsage(prompt_tokens=len(read.token_ids), reordered=read.reordered)
             try:
                 async with asyncio.timeout_at(deadline_at):
                     await self._queue.enter(ticket, usage.prompt_tokens)
             except TimeoutError:
                 reason = "deadline"
-                yield GeneratedChunk("", (), reason, usage, chunk_order, self._weights(adapter))
+                yield GeneratedChunk("", (), reason, usage, read.chunk_order)
                 return
             self._metrics.entered(time.monotonic() - accepted_s)
             if self._blending is not None:
                 self._blending.make_way()
+            written_by = self._ready_model().weights(adapter)
+            engine_request, chunks = self._engine_request(request, read, adapter)
             stream = driver.submit(engine_request)
             reader = DeadlineReader(driver, stream, deadline_at)
             while reason is None:
@@ -183,16 +181,17 @@ class LocalGenerator:
                 reason = reader.finish_reason(output)
                 self._queue.leave(ticket)  # the next one need not wait for this one's reader
                 yield GeneratedChunk(
-                    output.text, output.token_ids, reason, usage, chunk_order, self._weights(adapter)
+                    output.text, output.token_ids, reason, usage, read.chunk_order, written_by
                 )
         except (asyncio.CancelledError, GeneratorExit):
             reason = reason or "cancelled"
             raise
         finally:
             self._active.discard(request_id)
-            self._release(request.adapter)
+            # In this order: an adapter goes, and weights change, after the engine has let go of the request.
             if stream is not None and reason in (None, "cancelled"):
                 driver.abort(stream.request_id)
+            self._release(request.adapter)
             self._queue.leave(ticket)
             if usage.prompt_tokens:
                 self._metrics.ended(reason, usage, time.monotonic() - accepted_s)
@@ -200,22 +199,25 @@ class LocalGenerator:
     def _ready_driver(self) -> Driver:
         if self._stopped:
             raise GeneratorUnavailable("The generator has been stopped; start another one.")
-        if self._driver is None or self._info is None:
+        if self._driver is None or self._model is None:
             raise GeneratorUnavailable("The generator has not started; await `start()` first.")
+        if self._model.failure is not None:
+            raise GeneratorUnavailable(self._model.failure)
         return self._driver
 
-    def _ready_adapters(self) -> Adapters:
+    def _ready_model(self) -> ServedModel:
         self._ready_driver()
-        assert self._adapters is not None
-        return self._adapters
+        assert self._model is not None
+        return self._model
+
+    def _ready_reader(self) -> PromptReader:
+        self._ready_driver()
+        assert self._reader is not None
+        return self._reader
 
     def _release(self, adapter_id: str | None) -> None:
-        if adapter_id is not None and self._adapters is not None:
-            self._adapters.release(adapter_id)
-
-    def _weights(self, adapter: EngineAdapter | None) -> str:
-        assert self._info is not None
-        return self._info.model_hash + (f"+{adapter.name}" if adapter is not None else "")
+        if adapter_id is not None and self._model is not None:
+            self._model.adapters.release(adapter_id)
 
     def _check_room(self, tenant: str) -> None:
         refusal = self._queue.refusal(tenant)
@@ -240,47 +242,32 @@ class LocalGenerator:
         self._active.add(request_id)
         return request_id
 
-    async def _engine_request(
-        self, request: GenerateRequest, adapter: EngineAdapter | None
-    ) -> tuple[EngineRequest, PromptChunks | None, tuple[str, ...]]:
-        """Return what the engine is asked, its chunks where it blends, their order where that was chosen."""
-        segment_ids, chunk_order = await self._encode(request.prompt), ()
-        if request.reuse.mode == "reorder":
-            segment_ids, chunk_order = self._arranger.arrange(
-                request.prompt, segment_ids, request.reuse.order, f"{request.tenant}\0{request.adapter or ''}"
-            )
-        token_ids = list(chain.from_iterable(segment_ids))
-        limit = self.config.max_model_len
-        if not token_ids:
-            raise InvalidGeneration("The prompt is empty; give it at least one segment with text.")
-        if len(token_ids) >= limit:
-            raise PromptTooLong(
-                f"The prompt has {len(token_ids)} tokens and the context window {limit} "
-                "(serving.max_model_len), which must also hold at least one generated token; "
-                "send fewer or shorter passages, or serve a model with a longer window."
-            )
-        max_tokens = min(request.sampling.max_tokens, limit - len(token_ids))
+    def _engine_request(
+        self, request: GenerateRequest, read: ReadPrompt, adapter: EngineAdapter | None
+    ) -> tuple[EngineRequest, PromptChunks | None]:
+        """Return what the engine is asked, and the chunks it blends; for weights that stay until it ends."""
+        assert self._tokenizer is not None
         chunks = None
         if request.reuse.mode == "blend" and adapter is None and self.no_blend_reason is None:
-            chunks = prompt_chunks(request.prompt, segment_ids, self._chunk_scope(request.tenant))
+            chunks = prompt_chunks(request.prompt, read.segment_ids, self._chunk_scope(request.tenant))
         repair = Repair(request.reuse.first_k, request.reuse.repair_share)
+        max_tokens = min(request.sampling.max_tokens, self.config.max_model_len - len(read.token_ids))
         engine_request = EngineRequest(
             request_id=uuid.uuid4().hex,
-            token_ids=token_ids,
+            token_ids=read.token_ids,
             sampling=replace(request.sampling, max_tokens=max_tokens),
             # Approximate KV must not reach exact requests through the engine's prefix cache.
             cache_salt=_salt(request.tenant) if chunks is None else _salt(request.tenant, str(repair)),
-            stop_token_ids=self._tokenizer.end_ids if self._tokenizer is not None else (),
+            stop_token_ids=self._tokenizer.end_ids,
             priority=request.priority,
             adapter=adapter,
             blend=None if chunks is None else BlendPlan(load=chunks.spans, repair=repair),
         )
-        return engine_request, chunks, chunk_order
+        return engine_request, chunks
 
     def _chunk_scope(self, tenant: str) -> str:
-        assert self._info is not None
-        parts = (self._info.model_hash, self._info.tokenizer_hash, self.config.dtype, tenant)
-        return json.dumps(parts)
+        info = self._ready_model().info
+        return json.dumps((info.model_hash, info.tokenizer_hash, self.config.dtype, tenant))
 
     @property
     def no_blend_reason(self) -> str | None:
@@ -294,18 +281,6 @@ class LocalGenerator:
         if self._blending is not None:
             await self._blending.wait()
 
-    async def _encode(self, prompt: Prompt) -> list[list[int]]:
-        assert self._tokenizer is not None
-        try:
-            if sum(len(segment.text) for segment in prompt.segments) > LONG_PROMPT_CHARS:
-                return await asyncio.to_thread(encode_segments, prompt, self._tokenizer)
-            return encode_segments(prompt, self._tokenizer)
-        except UnicodeEncodeError as error:
-            raise InvalidGeneration(
-                f"The prompt holds a lone surrogate ({error}), which is no character; "
-                "decode the text with errors='replace' before sending it."
-            ) from error
-
     async def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
         """Load a LoRA adapter; see `Adapters.load`.
 
@@ -313,7 +288,7 @@ class LocalGenerator:
             InvalidAdapter: The name, the files or their rank are not usable, or as many are loaded as may be.
             GeneratorUnavailable: The engine died or is stopping.
         """
-        return await self._ready_adapters().load(name, folder)
+        return await self._ready_model().adapters.load(name, folder)
 
     async def unload_adapter(self, adapter_id: str) -> None:
         """Remove an adapter once the requests that use it have ended; new ones are refused at once.
@@ -321,22 +296,40 @@ class LocalGenerator:
         Raises:
             UnknownAdapter: It is not loaded, or is being unloaded already.
         """
-        await self._ready_adapters().unload(adapter_id)
+        await self._ready_model().adapters.unload(adapter_id)
 
     async def adapters(self) -> list[AdapterInfo]:
         """Return the adapters that are loaded, oldest first."""
-        return self._ready_adapters().infos()
+        return self._ready_model().adapters.infos()
+
+    async def update_weights(self, folder: Path) -> GeneratorInfo:
+        """Serve other weights of the same model from now on; returns what the generator is then.
+
+        Requests under way end with the weights they began with; those that wait go on with the new ones.
+        KV of the old weights is not used again, in no tier. After a restart the configured model is served.
+
+        Args:
+            folder: A model folder, on the generator's machine, of the same tokenizer, settings and shapes.
+
+        Raises:
+            ModelUnusable: The folder is not; or its weights could not be loaded, and the old ones serve on.
+            InvalidAdapter: Adapters are loaded, which were made for the weights there are.
+            GeneratorUnavailable: The engine died or is stopping, or is left without weights.
+        """
+        return await self._ready_model().update(folder)
+
+    async def _forget(self) -> None:
+        if self._blending is not None:
+            await self._blending.stop()
+        self._ready_reader().forget()
 
     async def count_tokens(self, prompt: Prompt) -> int:
         """Return how many tokens the prompt encodes to."""
-        self._ready_driver()
-        return sum(map(len, await self._encode(prompt)))
+        return sum(map(len, await self._ready_reader().encode(prompt)))
 
     async def info(self) -> GeneratorInfo:
         """Return what this generator is."""
-        self._ready_driver()
-        assert self._info is not None
-        return self._info
+        return self._ready_model().info
 
     async def stats(self) -> GeneratorStats:
         """Return the load now and the totals since start."""
@@ -358,6 +351,8 @@ class LocalGenerator:
     def health(self) -> GeneratorHealth:
         """Return whether it can answer."""
         failure = self._driver.failure if self._driver is not None else None
+        if self._model is not None:
+            failure = failure or self._model.failure
         started = self._starting
         if failure is None and started is not None and started.done() and not started.cancelled():
             error = started.exception()
@@ -366,7 +361,7 @@ class LocalGenerator:
             return GeneratorHealth("failed", failure)
         if self._stopped:
             return GeneratorHealth("stopped")
-        return GeneratorHealth("ready" if self._info is not None else "starting")
+        return GeneratorHealth("ready" if self._model is not None else "starting")
 
 
 def _unserved(request: GenerateRequest) -> InvalidGeneration | GeneratorUnavailable:

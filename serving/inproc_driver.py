@@ -66,6 +66,10 @@ class StepEngine(Protocol):
         """Return what the engine is working on."""
         ...
 
+    def update_weights(self, folder: str) -> None:
+        """Put other weights in the place of the model's and forget all KV; raises ModelUnusable."""
+        ...
+
     def close(self) -> None:
         """Free the model."""
         ...
@@ -236,6 +240,15 @@ class InprocDriver:
         """Remove an adapter that no request uses; does nothing where the engine is gone."""
         with suppress(GeneratorUnavailable):
             await self._call(lambda engine: engine.unload_adapter(adapter))
+
+    async def update_weights(self, folder: str) -> None:
+        """Put other weights in the place of the model's; see `Driver.update_weights`.
+
+        Raises:
+            ModelUnusable: The engine could not; its weights are then undefined.
+            GeneratorUnavailable: The engine died or is stopping.
+        """
+        await self._call(lambda engine: engine.update_weights(folder))
 
     async def _call(self, work: Callable[[StepEngine], T]) -> T:
         """Return what work on the engine's thread returns, between two steps."""

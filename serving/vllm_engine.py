@@ -19,7 +19,7 @@ from serving.chunk_kv.store_stats import StoreStats
 from serving.config import ServingConfig
 from serving.driver import NO_CHUNK_KV, EngineAdapter, EngineLoad, EngineOutput, EngineRequest
 from serving.engine_arguments import engine_arguments
-from serving.errors import InvalidAdapter
+from serving.errors import InvalidAdapter, ModelUnusable
 
 PIECE_S = 0.05
 """Time a piece of output is to cover: no reader is told more often (`serving.inproc_driver`)."""
@@ -139,6 +139,20 @@ class VllmEngine:
     def unload_adapter(self, adapter: EngineAdapter) -> None:
         """Remove an adapter that no request uses."""
         self._engine.remove_lora(adapter.number)
+
+    def update_weights(self, folder: str) -> None:
+        """Put other weights in the place of the model's and forget all KV.
+
+        Raises:
+            ModelUnusable: vLLM could not; its weights are then undefined.
+        """
+        try:
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        except Exception as error:
+            # Whatever it stumbles over in the files.
+            raise ModelUnusable(f"vLLM cannot load the weights in '{folder}': {error}") from error
+        if not self._engine.reset_prefix_cache():
+            raise ModelUnusable("vLLM kept KV of the weights before; a request is under way")
 
     def store_stats(self) -> StoreStats | None:
         """Return what the chunk store holds and did; None where there is none."""

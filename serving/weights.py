@@ -39,7 +39,7 @@ def model_folder(model: str) -> Path:
         folder = Path(model).expanduser().resolve()
     else:
         folder = _downloaded(model)
-    _check_files(model, folder)
+    check_files(model, folder)
     return folder
 
 
@@ -56,7 +56,12 @@ def _downloaded(model: str) -> Path:
         ) from error
 
 
-def _check_files(model: str, folder: Path) -> None:
+def check_files(model: str, folder: Path) -> None:
+    """Refuse a folder that lacks files of a model.
+
+    Raises:
+        ModelUnusable: A file is missing; the message says how to make it.
+    """
     for name, remedy in (
         ("config.json", "save the model with `save_pretrained`"),
         (

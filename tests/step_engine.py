@@ -31,6 +31,8 @@ class LetterEngine:
     no_blend_reason: str | None = NO_CHUNK_KV
     kv_tokens: int = 10_000
     stored: StoreStats | None = None
+    weights: list[str] = field(default_factory=list)
+    weight_failures: list[Exception] = field(default_factory=list)
     adapters: dict[int, EngineAdapter] = field(default_factory=dict)
     requests: dict[str, EngineRequest] = field(default_factory=dict)
     written: dict[str, int] = field(default_factory=dict)
@@ -85,6 +87,12 @@ class LetterEngine:
         used = [request.adapter for request in self.requests.values()]
         assert adapter not in used, "a request still uses it"
         del self.adapters[adapter.number]
+
+    def update_weights(self, folder: str) -> None:
+        assert not self.requests, "a request is under way"
+        self.weights.append(folder)
+        if self.weight_failures:
+            raise self.weight_failures.pop()
 
     def close(self) -> None:
         self.closed = True

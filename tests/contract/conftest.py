@@ -1,9 +1,11 @@
-"""What the contract suites of retrieval run over."""
+"""What the contract suites run over."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from fakes_retrieval import HashEmbedder, MemoryRetrieval
@@ -11,6 +13,9 @@ from fakes_retrieval import HashEmbedder, MemoryRetrieval
 from retrieval.config import RetrievalConfig
 from retrieval.service import LocalRetrieval
 from retrieval.sharding.sharded_retrieval import ShardedRetrieval
+
+if TYPE_CHECKING:
+    from serving import ActorGenerator
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +30,22 @@ def actor_retrieval(ray_session: None, tmp_path_factory: pytest.TempPathFactory)
     yield retrieval
     for handle in (retrieval.shard, retrieval.embedder):
         ray.kill(handle, no_restart=True)
+
+
+@pytest.fixture(scope="session")
+def spare_engine(ray_session: None) -> Iterator[ActorGenerator]:
+    """A second engine, whose weights tests may change; it takes three adapters."""
+    from serving import ServingConfig, start_generator
+
+    config = ServingConfig(max_adapters=3, kv_cache_bytes=64 << 20)
+    client = start_generator(config, num_cpus=0.5)
+    asyncio.run(_ready(client))
+    yield client
+    asyncio.run(client.stop())
+
+
+async def _ready(client: ActorGenerator) -> None:
+    await client.ready()
 
 
 @pytest.fixture(params=["memory", "local", "sharded", pytest.param("actor", marks=pytest.mark.integration)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -28,30 +28,21 @@ from serving import (
     Turn,
     UnknownAdapter,
     chat_prompt,
-    start_generator,
 )
 from serving.inproc_driver import InprocDriver
 
 MAX_ADAPTERS = 3
+"""Of the spare engine too."""
 LONG = Sampling(max_tokens=600, temperature=2.0, seed=5)
 
 Host = Any
 """A `Generator` and an `AdapterHost`."""
 
 
-@pytest.fixture(scope="module")
-def actor(ray_session: object) -> Iterator[ActorGenerator]:
-    config = ServingConfig(max_adapters=MAX_ADAPTERS, kv_cache_bytes=64 << 20)
-    client = start_generator(config, num_cpus=0.5)
-    asyncio.run(client.ready())  # type: ignore[arg-type]
-    yield client
-    asyncio.run(client.stop())
-
-
 @pytest.fixture(params=["scripted", pytest.param("engine", marks=pytest.mark.integration)])
 async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Host]:
     if request.param == "engine":
-        found: Host = request.getfixturevalue("actor")
+        found: Host = request.getfixturevalue("spare_engine")
         yield found
         for info in await found.adapters():
             with suppress(UnknownAdapter):
@@ -207,21 +198,21 @@ async def test_a_name_that_cannot_be_an_id_is_refused(host: Host, tmp_path: Path
 
 @pytest.mark.integration
 async def test_weights_of_another_model_are_refused_and_the_engine_goes_on(
-    actor: ActorGenerator, tmp_path: Path
+    spare_engine: ActorGenerator, tmp_path: Path
 ) -> None:
-    before = await tokens(actor, ask(None))
+    before = await tokens(spare_engine, ask(None))
     with pytest.raises(InvalidAdapter, match="vLLM cannot use other@"):
-        await actor.load_adapter("other", write_adapter(tmp_path / "other", 1, hidden_dim=128))
-    assert await actor.adapters() == []
-    assert await tokens(actor, ask(None)) == before
-    info = await actor.load_adapter("good", write_adapter(tmp_path / "good", 1))
-    assert await tokens(actor, ask(info.adapter_id)) != before
-    await actor.unload_adapter(info.adapter_id)
+        await spare_engine.load_adapter("other", write_adapter(tmp_path / "other", 1, hidden_dim=128))
+    assert await spare_engine.adapters() == []
+    assert await tokens(spare_engine, ask(None)) == before
+    info = await spare_engine.load_adapter("good", write_adapter(tmp_path / "good", 1))
+    assert await tokens(spare_engine, ask(info.adapter_id)) != before
+    await spare_engine.unload_adapter(info.adapter_id)
 
 
 @pytest.mark.integration
 async def test_the_engine_writes_what_peft_does_and_shares_no_kv_with_the_model(
-    actor: ActorGenerator, tmp_path: Path
+    spare_engine: ActorGenerator, tmp_path: Path
 ) -> None:
     import torch
     from peft import PeftModel
@@ -230,9 +221,9 @@ async def test_the_engine_writes_what_peft_does_and_shares_no_kv_with_the_model(
     model_folder, folder = REPOSITORY / "models" / "graft-mini", write_adapter(tmp_path, 3)
     text = "A question longer than two blocks of the cache. " * 6
     request = ask(None, Sampling(16), text)
-    base = await tokens(actor, request)
-    info = await actor.load_adapter("a", folder)
-    chunks = await collect(actor, ask(info.adapter_id, Sampling(16), text))
+    base = await tokens(spare_engine, request)
+    info = await spare_engine.load_adapter("a", folder)
+    chunks = await collect(spare_engine, ask(info.adapter_id, Sampling(16), text))
     ours = [token for chunk in chunks for token in chunk.token_ids]
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.cached_tokens == 0
@@ -244,7 +235,7 @@ async def test_the_engine_writes_what_peft_does_and_shares_no_kv_with_the_model(
     )
     assert ours == written[0, len(ids) :].tolist()
     assert ours != base
-    await actor.unload_adapter(info.adapter_id)
+    await spare_engine.unload_adapter(info.adapter_id)
 
 
 async def test_a_generator_without_room_for_adapters_says_so(tmp_path: Path) -> None:

@@ -208,6 +208,43 @@ async def test_without_fairness_all_enter_as_they_come() -> None:
     assert client.queue.refusal("b") == "10 requests wait already, the limit is 10"
 
 
+async def test_a_pause_begins_when_all_have_ended_and_holds_back_the_others() -> None:
+    client = Client(FairQueue(2, 10, num_reserved=1))
+    for tenant in "abb":
+        await client.ask(tenant)
+    begun, end = asyncio.Event(), asyncio.Event()
+
+    async def pause() -> None:
+        async with client.queue.paused():
+            begun.set()
+            await end.wait()
+
+    pausing = asyncio.create_task(pause())
+    await client.ask("late")
+    for _ in range(2):
+        assert not begun.is_set()
+        client.queue.leave(client.holding.pop(0))
+        await asyncio.sleep(0)
+    await asyncio.wait_for(begun.wait(), 5)
+    assert client.entered == ["a", "b"]
+    await client.ask("c")
+    assert client.queue.num_waiting == 3
+    end.set()
+    await pausing
+    await asyncio.sleep(0)
+    assert client.entered[2:] == ["b", "late", "c"]
+
+
+async def test_a_pause_that_is_given_up_lets_the_others_in() -> None:
+    client = Client(FairQueue(1, 10))
+    await client.ask("a")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01), client.queue.paused():
+            raise AssertionError("one runs")
+    await client.ask("b")
+    assert await client.next() == "b"
+
+
 async def test_closing_fails_those_that_wait_and_those_that_come() -> None:
     queue = FairQueue(1, 10)
     await queue.enter(queue.admit("a"), 1)
