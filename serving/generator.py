@@ -125,7 +125,7 @@ class LocalGenerator:
             Overloaded: The waiting queue is full; the caller should retry after `retry_after_s`.
             GeneratorUnavailable: The engine died or is stopping.
         """
-        accepted_s = time.monotonic()
+        accepted_s = first_s = time.monotonic()
         driver = self._ready_driver()
         check_request(request)
         self._check_room(request.tenant)
@@ -163,7 +163,8 @@ class LocalGenerator:
                 if output.finish_reason == "error":
                     raise _unserved(request)
                 if output.token_ids and not usage.completion_tokens:
-                    self._metrics.first_token(time.monotonic() - accepted_s)
+                    first_s = time.monotonic()
+                    self._metrics.first_token(first_s - accepted_s)
                     self._queue.charge(ticket, -output.num_cached_tokens)
                 self._queue.charge(ticket, OUTPUT_WEIGHT * len(output.token_ids))
                 usage = replace(
@@ -179,6 +180,7 @@ class LocalGenerator:
                     assert self._blending is not None
                     self._blending.after(engine_request, chunks, output.chunk_use, _salt(request.tenant))
                 reason = reader.finish_reason(output)
+                self._metrics.paced(time.monotonic() - first_s, usage.completion_tokens)
                 self._queue.leave(ticket)  # the next one need not wait for this one's reader
                 yield GeneratedChunk(
                     output.text, output.token_ids, reason, usage, read.chunk_order, written_by

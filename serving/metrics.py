@@ -13,6 +13,7 @@ from serving.chunk_kv.store_stats import StoreStats
 from serving.types import FinishReason, GeneratorStats, TokenUsage
 
 TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+PACE_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 DURATION_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 DURATION_WEIGHT = 0.2
 """Weight of the newest request in the moving mean of durations."""
@@ -61,6 +62,12 @@ class GeneratorMetrics:
             buckets=TTFT_BUCKETS_S,
             registry=self._registry,
         )
+        self._pace = Histogram(
+            "graft_generator_inter_token_seconds",
+            "Time between two tokens of an answer, its mean over each request.",
+            buckets=PACE_BUCKETS_S,
+            registry=self._registry,
+        )
         self._duration = Histogram(
             "graft_generator_duration_seconds",
             "Time from acceptance to the end.",
@@ -92,6 +99,11 @@ class GeneratorMetrics:
     def first_token(self, seconds: float) -> None:
         """Count a first token, `seconds` after its request was accepted."""
         self._ttft.observe(seconds)
+
+    def paced(self, seconds: float, num_tokens: int) -> None:
+        """Count an answer that took `seconds` from its first token to its last."""
+        if num_tokens > 1:
+            self._pace.observe(seconds / (num_tokens - 1))
 
     def rejected(self) -> None:
         """Count a request refused because the queue was full."""

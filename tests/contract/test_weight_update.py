@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors.torch import load_file, save_file
 from step_engine import LetterEngine, build
 from tiny_adapter import write_adapter
 from tiny_model import build_tiny_model
@@ -69,12 +69,12 @@ def changed(folder: Path, to: Path, seed: int) -> Path:
     """Copy a model with other weights."""
     shutil.copytree(folder, to)
     for path in to.glob("*.safetensors"):
-        rng = np.random.default_rng(seed)
+        luck = torch.Generator().manual_seed(seed)
         tensors = load_file(path)
         for name in sorted(tensors):
             if "norm" not in name and "embed" not in name:
-                noise = rng.normal(0, 0.02, tensors[name].shape)
-                tensors[name] = (tensors[name].astype(np.float32) + noise).astype(tensors[name].dtype)
+                noise = 0.02 * torch.randn(tensors[name].shape, generator=luck)
+                tensors[name] = (tensors[name].float() + noise).to(tensors[name].dtype)
         save_file(tensors, path)
     return to
 
@@ -144,7 +144,7 @@ def broken(folder: Path, what: str) -> Path:
         path.write_bytes(b"no weights at all")
     elif what == "shape":
         tensors = load_file(path)
-        tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1]
+        tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].clone()
         save_file(tensors, path)
     elif what == "tokenizer":
         (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + "\n")
@@ -201,7 +201,6 @@ async def test_a_load_that_fails_half_way_brings_the_old_weights_back(tmp_path: 
 async def test_the_engine_writes_what_transformers_does_with_the_new_weights(
     spare_engine: ActorGenerator, tmp_path: Path
 ) -> None:
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     new = changed(BUNDLED_FOLDER, tmp_path / "new", 3)

@@ -279,6 +279,7 @@ async def test_metrics_count_tokens_reasons_and_first_tokens(start: Start) -> No
     assert 'graft_generator_requests_total{finish_reason="length"} 1.0' in text
     assert 'graft_generator_requests_total{finish_reason="deadline"} 1.0' in text
     assert "graft_generator_ttft_seconds_count 2.0" in text
+    assert "graft_generator_inter_token_seconds_count 2.0" in text
     assert "graft_generator_running 0.0" in text
 
 
