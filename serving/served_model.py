@@ -66,9 +66,7 @@ class ServedModel:
             await asyncio.to_thread(check_replaceable, self._folder, folder)
             if loaded := self.adapters.infos():
                 ids = ", ".join(info.adapter_id for info in loaded)
-                raise InvalidAdapter(
-                    f"adapters are loaded that were made for other weights: {ids}; unload them"
-                )
+                raise InvalidAdapter(f"unload the adapters first, which are not the new weights': {ids}")
             new_hash = await asyncio.to_thread(model_hash, folder)
             async with self._queue.paused():
                 await self._forget()

@@ -81,10 +81,8 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
             with path.open("rb") as file:
                 (num_bytes,) = struct.unpack("<Q", file.read(8))
                 head = json.loads(file.read(min(num_bytes, 100_000_000)))
-            end = max(
-                (entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__"),
-                default=0,
-            )
+            head.pop("__metadata__", None)
+            end = max((entry["data_offsets"][1] for entry in head.values()), default=0)
             if path.stat().st_size != 8 + num_bytes + end:
                 raise ValueError(f"{path.stat().st_size:,} bytes instead of {8 + num_bytes + end:,}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:

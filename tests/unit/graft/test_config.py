@@ -53,7 +53,11 @@ def test_file_in_current_folder_is_read(tmp_path, monkeypatch):
         ("not toml", [], "cannot be read as TOML"),
         ("", ["server.port"], "--set takes key=value"),
         ("", ["server.port.x=1", "server.port=2", "server.port.y=1"], "server"),
-        ("[agents.reuse]\nmode = 'blnd'\n", [], "agents.reuse.mode must be one of exact, blend, got 'blnd'"),
+        (
+            "[agents.reuse]\nmode = 'blnd'\n",
+            [],
+            "agents.reuse.mode must be one of exact, reorder, blend, got 'blnd'",
+        ),
         (
             "[serving]\nchunk_kv_disk_bytes = 1\n",
             [],

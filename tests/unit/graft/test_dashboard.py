@@ -19,7 +19,9 @@ def series(registry: CollectorRegistry) -> set[str]:
     """Return the names under which Prometheus stores a registry's metrics."""
     names = set()
     for family in registry.collect():
-        suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
+        suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(
+            family.type, ("",)
+        )
         names |= {family.name + suffix for suffix in suffixes}
     return names
 
