@@ -14,17 +14,21 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.driver import Driver, EngineAdapter
-from serving.errors import InvalidAdapter, UnknownAdapter
+from serving.errors import InvalidAdapter, ModelUnusable, UnknownAdapter
 from serving.types import AdapterInfo
+from serving.weights import tensor_shapes
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 """What a name may be; `@` stands between it and the hash."""
+MATRIX = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(\.\w+)?\.weight")
+"""PEFT's name of a matrix."""
 
 
 @dataclass(slots=True)
@@ -44,12 +48,20 @@ class Adapters:
         driver: The engine.
         max_adapters: Adapters loaded at once, 0 or more.
         max_rank: Largest rank the engine has room for.
+        model_shapes: Returns the shape of every tensor of the model by name.
     """
 
-    def __init__(self, driver: Driver, max_adapters: int, max_rank: int) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        max_adapters: int,
+        max_rank: int,
+        model_shapes: Callable[[], dict[str, list[int]]],
+    ) -> None:
         self._driver = driver
         self._max_adapters = max_adapters
         self._max_rank = max_rank
+        self._model_shapes = model_shapes
         self._loaded: dict[str, _Loaded] = {}
         self._numbers = itertools.count(1)
         self._changing = asyncio.Lock()
@@ -158,7 +170,9 @@ class Adapters:
             for file in (CONFIG_FILE, WEIGHTS_FILE):
                 shutil.copy(folder / file, copy / file)
                 digest.update((copy / file).read_bytes())
-            return copy, digest.hexdigest()[:12], self._rank(folder, copy / CONFIG_FILE)
+            rank = self._rank(folder, copy / CONFIG_FILE)
+            self._check_shapes(folder, copy)
+            return copy, digest.hexdigest()[:12], rank
         except FileNotFoundError as error:
             shutil.rmtree(copy, ignore_errors=True)
             raise InvalidAdapter(
@@ -171,6 +185,25 @@ class Adapters:
         except InvalidAdapter:
             shutil.rmtree(copy, ignore_errors=True)
             raise
+
+    def _check_shapes(self, folder: Path, copy: Path) -> None:
+        """Refuse an adapter of another model: an engine may take a narrower one without a word."""
+        try:
+            shapes = tensor_shapes(copy)
+        except ModelUnusable as error:
+            raise InvalidAdapter(f"the adapter in '{folder}' cannot be read: {error}") from error
+        model = self._model_shapes()
+        for name, shape in shapes.items():
+            match = MATRIX.fullmatch(name)
+            of_model = match and model.get(f"{match['module']}.weight")
+            if not match or not of_model or len(shape) != 2:
+                continue
+            side, there = (1, of_model[1]) if match["side"] == "A" else (0, of_model[0])
+            if shape[side] != there:
+                raise InvalidAdapter(
+                    f"the adapter in '{folder}' is of another model: {name} has shape {shape}, and "
+                    f"{match['module']} of the model that is served {of_model}"
+                )
 
     def _rank(self, folder: Path, config_file: Path) -> int:
         config: object = None

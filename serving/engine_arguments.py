@@ -12,7 +12,7 @@ CPU_BATCHED_TOKENS = 2048
 """Most tokens of one step on a CPU, where a step of that size takes about half a second."""
 
 MAX_ADAPTERS_OF_A_STEP = 8
-"""Adapters whose requests run together; each takes its room beside the model, the others wait in memory."""
+"""Adapters whose requests run together on a GPU; each takes its room there, the others wait in memory."""
 
 
 def engine_arguments(config: ServingConfig, folder: str, *, on_gpu: bool) -> dict[str, Any]:
@@ -44,17 +44,20 @@ def engine_arguments(config: ServingConfig, folder: str, *, on_gpu: bool) -> dic
         "use_tqdm_on_load": False,
         **(_share_of_gpu(config) if on_gpu else whole_prefills),
         **_chunk_kv(config),
-        **_adapters(config),
+        **_adapters(config, on_gpu=on_gpu),
     }
 
 
-def _adapters(config: ServingConfig) -> dict[str, Any]:
+def _adapters(config: ServingConfig, *, on_gpu: bool) -> dict[str, Any]:
     if not config.max_adapters:
         return {}
+    # vLLM 0.32's CPU code takes "no adapter", -1, for the last slot: that one is kept empty, so that requests
+    # of the model alone get nothing added. Slots are filled from the first.
+    slots = min(config.max_adapters, MAX_ADAPTERS_OF_A_STEP) if on_gpu else config.max_adapters + 1
     return {
         "enable_lora": True,
-        "max_loras": min(config.max_adapters, MAX_ADAPTERS_OF_A_STEP),
-        "max_cpu_loras": config.max_adapters,
+        "max_loras": slots,
+        "max_cpu_loras": max(config.max_adapters, slots),
         "max_lora_rank": config.max_adapter_rank,
     }
 

@@ -14,7 +14,7 @@ from serving.errors import GeneratorUnavailable, InvalidAdapter, ModelUnusable
 from serving.fair_queue import FairQueue
 from serving.types import GeneratorInfo
 from serving.weight_update import check_replaceable
-from serving.weights import model_hash
+from serving.weights import model_hash, tensor_shapes
 
 
 class ServedModel:
@@ -40,7 +40,9 @@ class ServedModel:
     ) -> None:
         self.info = info
         """What is served now."""
-        self.adapters = Adapters(driver, config.max_adapters, config.max_adapter_rank)
+        self.adapters = Adapters(
+            driver, config.max_adapters, config.max_adapter_rank, lambda: tensor_shapes(self._folder)
+        )
         """What may be used beside the model."""
         self.failure: str | None = None
         """Why the engine has no weights any more, or None."""

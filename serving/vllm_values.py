@@ -16,8 +16,9 @@ from serving.chunk_kv.blend_plan import ChunkUse
 from serving.driver import EngineAdapter, EngineFinish, EngineOutput, EngineRequest
 from serving.types import Constraint
 
-STRUCTURED_OUTPUTS = StructuredOutputsConfig(backend="xgrammar")
-"""One for all requests: vLLM keeps the first it meets, and this one refuses what it cannot do."""
+STRUCTURED_OUTPUTS = StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True)
+"""One for all requests: vLLM keeps the first it meets, and this one refuses what it cannot do. JSON is
+compact: a small model spends all its tokens on line breaks where it may."""
 
 
 def register_architecture(folder: str) -> None:

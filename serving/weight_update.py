@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 from serving.errors import ModelUnusable
-from serving.weights import check_files, tokenizer_hash, weight_files
+from serving.weights import check_files, tensor_shapes, tokenizer_hash
 
 SAME = (
     "architectures",
@@ -52,7 +51,7 @@ def check_replaceable(now: Path, then: Path) -> None:
             f"'{then}' has {name}={others.get(name)!r}, and the model that is served {settings.get(name)!r}; "
             f"{_REMEDY}"
         )
-    shapes, new_shapes = _shapes(now), _shapes(then)
+    shapes, new_shapes = tensor_shapes(now), tensor_shapes(then)
     names = shapes.keys() | new_shapes.keys()
     different = sorted(name for name in names if shapes.get(name) != new_shapes.get(name))
     if different:
@@ -71,21 +70,3 @@ def _config(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelUnusable(f"config.json in '{folder}' cannot be read: {error}") from error
-
-
-def _shapes(folder: Path) -> dict[str, list[int]]:
-    """Return the shape of every tensor, from the heads of the weight files alone."""
-    shapes: dict[str, list[int]] = {}
-    for path in weight_files(folder):
-        try:
-            with path.open("rb") as file:
-                (num_bytes,) = struct.unpack("<Q", file.read(8))
-                head = json.loads(file.read(min(num_bytes, 100_000_000)))
-            head.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in head.values()), default=0)
-            if path.stat().st_size != 8 + num_bytes + end:
-                raise ValueError(f"{path.stat().st_size:,} bytes instead of {8 + num_bytes + end:,}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            raise ModelUnusable(f"{path.name} in '{folder}' is no whole weight file: {error}") from error
-        shapes |= {name: entry["shape"] for name, entry in head.items()}
-    return shapes

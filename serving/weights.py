@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 from pathlib import Path
 
 from serving.config import BUNDLED_MODEL
@@ -142,3 +143,25 @@ def model_hash(folder: Path, cache: HashCache | None = None) -> str:
 def tokenizer_hash(folder: Path) -> str:
     """Return sha256 over tokenizer.json, 16 hex digits."""
     return file_hash(folder / "tokenizer.json")[:HASH_DIGITS]
+
+
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Return the shape of every tensor of a folder by name, from the heads of the weight files alone.
+
+    Raises:
+        ModelUnusable: A file is torn, or is no safetensors file.
+    """
+    shapes: dict[str, list[int]] = {}
+    for path in weight_files(folder):
+        try:
+            with path.open("rb") as file:
+                (num_bytes,) = struct.unpack("<Q", file.read(8))
+                head = json.loads(file.read(min(num_bytes, 100_000_000)))
+            head.pop("__metadata__", None)
+            end = max((entry["data_offsets"][1] for entry in head.values()), default=0)
+            if path.stat().st_size != 8 + num_bytes + end:
+                raise ValueError(f"{path.stat().st_size:,} bytes instead of {8 + num_bytes + end:,}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+            raise ModelUnusable(f"{path.name} in '{folder}' is no whole weight file: {error}") from error
+        shapes |= {name: entry["shape"] for name, entry in head.items()}
+    return shapes

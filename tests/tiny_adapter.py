@@ -1,4 +1,4 @@
-"""Writes a random LoRA adapter of `graft-mini` in PEFT's form, large enough to change what it writes."""
+"""Writes a random LoRA adapter of a small model in PEFT's form, large enough to change what it writes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,33 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-HIDDEN_DIM, NUM_LAYERS = 256, 5
-OUT_DIMS = {"q_proj": 256, "v_proj": 128}
+from serving.weights import BUNDLED_FOLDER, tensor_shapes
+
+MODULES = ("q_proj", "v_proj")
 
 
-def write_adapter(folder: Path, seed: int, *, rank: int = 8, hidden_dim: int = HIDDEN_DIM) -> Path:
+def write_adapter(
+    folder: Path, seed: int, *, rank: int = 8, model: Path = BUNDLED_FOLDER, hidden_dim: int | None = None
+) -> Path:
     """Write an adapter of the attention's queries and values and return its folder.
 
     Args:
         folder: Where it goes.
         seed: Of its weights.
         rank: Of all matrices.
-        hidden_dim: 256 fits the model.
+        model: Folder of the model it is for.
+        hidden_dim: What it takes the model's width for; None for what it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     weights = {}
-    for layer in range(NUM_LAYERS):
-        for module, out_dim in OUT_DIMS.items():
-            name = f"base_model.model.model.layers.{layer}.self_attn.{module}"
-            weights[f"{name}.lora_A.weight"] = rng.normal(0, 0.2, (rank, hidden_dim)).astype(np.float32)
-            weights[f"{name}.lora_B.weight"] = rng.normal(0, 0.2, (out_dim, rank)).astype(np.float32)
+    for name, shape in sorted(tensor_shapes(model).items()):
+        module = name.removesuffix(".weight")
+        if module.endswith(MODULES):
+            out_dim, in_dim = shape[0], hidden_dim or shape[1]
+            a, b = rng.normal(0, 0.2, (rank, in_dim)), rng.normal(0, 0.2, (out_dim, rank))
+            weights[f"base_model.model.{module}.lora_A.weight"] = a.astype(np.float32)
+            weights[f"base_model.model.{module}.lora_B.weight"] = b.astype(np.float32)
     save_file(weights, folder / "adapter_model.safetensors")
     config = {
         "peft_type": "LORA",
@@ -38,7 +44,7 @@ def write_adapter(folder: Path, seed: int, *, rank: int = 8, hidden_dim: int = H
         "lora_alpha": 2 * rank,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted(OUT_DIMS),
+        "target_modules": list(MODULES),
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,17 +34,16 @@ def actor_retrieval(ray_session: None, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def spare_engine(ray_session: None) -> Iterator[ActorGenerator]:
     """A second engine, whose weights tests may change; it takes three adapters."""
+    import ray
+
     from serving import ServingConfig, start_generator
 
     config = ServingConfig(max_adapters=3, kv_cache_bytes=64 << 20)
     client = start_generator(config, num_cpus=0.5)
-    asyncio.run(_ready(client))
+    ray.get(client.actor.ready.remote())  # A test's event loop may run already.
     yield client
-    asyncio.run(client.stop())
-
-
-async def _ready(client: ActorGenerator) -> None:
-    await client.ready()
+    ray.get(client.actor.stop.remote())
+    ray.kill(client.actor)
 
 
 @pytest.fixture(params=["memory", "local", "sharded", pytest.param("actor", marks=pytest.mark.integration)])

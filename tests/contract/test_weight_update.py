@@ -127,7 +127,7 @@ async def test_who_has_begun_ends_with_the_old_weights_and_who_waits_gets_the_ne
 async def test_adapters_are_not_served_with_weights_they_were_not_made_for(
     served: Served, tmp_path: Path
 ) -> None:
-    info = await served.host.load_adapter("a", write_adapter(tmp_path / "a", 1))
+    info = await served.host.load_adapter("a", write_adapter(tmp_path / "a", 1, model=served.folder))
     with pytest.raises(InvalidAdapter, match=rf"unload the adapters first.*{info.adapter_id}"):
         await served.host.update_weights(changed(served.folder, tmp_path / "new", 1))
     await served.host.unload_adapter(info.adapter_id)

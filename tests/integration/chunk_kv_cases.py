@@ -440,7 +440,7 @@ class TestGate:
         # Other tests' libraries turn loggers off that they did not make, so the log is not read back.
         said: list[str] = []
         monkeypatch.setattr(
-            "serving.generator.logger.warning", lambda text, *values: said.append(text % values)
+            "serving.chunk_kv.blending.logger.warning", lambda text, *values: said.append(text % values)
         )
         nothing = KVReuse("blend", first_k=0)
         for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):

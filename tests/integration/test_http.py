@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Literal
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel
 
 from graft.config import ServerConfig
 
@@ -113,13 +115,13 @@ def test_bare_model_streams_and_counts(platform_url):
         assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens <= 8
 
 
+class Verdict(BaseModel):
+    relevant: bool
+    grade: Literal["good", "bad"]
+
+
 def test_official_openai_client_gets_the_form_it_asks_for(platform_url):
     from openai import BadRequestError, OpenAI
-    from pydantic import BaseModel
-
-    class Verdict(BaseModel):
-        relevant: bool
-        grade: int
 
     with OpenAI(base_url=f"{platform_url}/v1", api_key="none") as client:
         bare = next(model.id for model in client.models.list() if not model.id.startswith("graft/"))

@@ -57,7 +57,9 @@ def body(model: str, **fields: Any) -> dict[str, Any]:
 async def test_an_adapter_is_a_model_while_it_is_loaded(
     http: AsyncClient, generator: LocalGenerator, tmp_path: Path
 ) -> None:
-    info = await generator.load_adapter("legal", write_adapter(tmp_path / "a", 1))
+    info = await generator.load_adapter(
+        "legal", write_adapter(tmp_path / "a", 1, model=Path(generator.config.model))
+    )
     ids = [model["id"] for model in (await http.get("/v1/models")).json()["data"]]
     assert ids == ["graft/rag", generator.config.model, info.adapter_id]
     answer = await http.post("/v1/chat/completions", json=body(info.adapter_id))
