@@ -1,4 +1,4 @@
-"""A generator with random weights and more layers than `graft-mini`, for figures of speed alone."""
+"""Generators with random weights, for figures of speed alone."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import shutil
 from pathlib import Path
 
 from benchmarks.training_models import READER
+from serving.prompt import CONTROL_TOKENS
 
-NUM_LAYERS, HIDDEN_DIM, HEAD_DIM = 16, 512, 64
 
+def random_generator(folder: Path, *, num_layers: int, hidden_dim: int) -> Path:
+    """Save a Qwen3 with `graft-mini`'s tokenizer whose greedy text never ends by itself; return its folder.
 
-def random_generator(folder: Path) -> Path:
-    """Save a 55-million-parameter Qwen3 of 16 layers with `graft-mini`'s tokenizer, and return its folder.
+    Control tokens have no embedding, so that with tied weights their logit is 0 and others are likelier.
 
     Args:
         folder: Where it goes; left as it is when it is there.
+        num_layers: 1 or more.
+        hidden_dim: A multiple of 64. 512 and 16 layers make 55 million parameters.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -22,11 +25,14 @@ def random_generator(folder: Path) -> Path:
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         config = AutoConfig.from_pretrained(str(READER))
-        config.num_hidden_layers, config.hidden_size, config.head_dim = NUM_LAYERS, HIDDEN_DIM, HEAD_DIM
-        config.intermediate_size = 3 * HIDDEN_DIM
-        config.layer_types = ["full_attention"] * NUM_LAYERS
+        config.num_hidden_layers, config.hidden_size = num_layers, hidden_dim
+        config.head_dim, config.intermediate_size = hidden_dim // 8, 3 * hidden_dim
+        config.layer_types = ["full_attention"] * num_layers
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(str(folder))
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[: len(CONTROL_TOKENS)] = 0.0
+        model.save_pretrained(str(folder))
         for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
             shutil.copy(READER / name, folder / name)
     return folder

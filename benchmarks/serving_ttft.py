@@ -257,7 +257,9 @@ def main() -> None:
     report = Report("serving_ttft_deep" if options.deep else "serving_ttft", quick=options.quick)
     size = QUICK if options.quick else DEEP if options.deep else FULL
     with tempfile.TemporaryDirectory() as folder:
-        model = str(random_generator(Path(folder))) if options.deep else BUNDLED_MODEL
+        model = BUNDLED_MODEL
+        if options.deep:
+            model = str(random_generator(Path(folder), num_layers=16, hidden_dim=512))
         asyncio.run(measure(report, model, size))
     report.save()
 
