@@ -90,7 +90,7 @@ async def collect(host: Host, request: GenerateRequest) -> list[GeneratedChunk]:
 async def paused(host: Host) -> None:
     """Return once an update holds back new requests, or a second later where that cannot be seen."""
     async with asyncio.timeout(10):
-        while isinstance(host, LocalGenerator) and not host._queue._is_paused:
+        while isinstance(host, LocalGenerator) and not host._queue._is_paused:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.01)
     if not isinstance(host, LocalGenerator):
         await asyncio.sleep(1.0)
