@@ -65,7 +65,7 @@ class Size:
     """Runs of the trace by each arm."""
 
 
-FULL, DEEP, QUICK = Size(20, 240, 5), Size(10, 60, 3), Size(4, 12, 1)
+FULL, DEEP, QUICK = Size(20, 240, 5), Size(10, 40, 3), Size(4, 12, 1)
 
 
 @dataclass(frozen=True, slots=True)
