@@ -6,9 +6,9 @@ al., "Fairness in Serving Large Language Models", OSDI 2024). No slot stays empt
 tenants that both wait get shares that differ by a bounded number of tokens, whatever they send.
 
 What differs from the paper: a tenant that has nothing in the engine enters at once, into a few slots kept for
-that; prompt tokens whose KV was in the cache are given back once that is known,
-tenants may have weights, priorities come before counters, and a tenant's own requests are ordered by when
-the run they belong to began, so that a run half done is finished before the next one is begun.
+that; prompt tokens whose KV was in the cache are given back once that is known; tenants may have weights;
+priorities come before counters; and a tenant's own requests are ordered by when the run they belong to began,
+so that a run half done is finished before the next one is begun.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from serving.chunk_kv.store_stats import StoreStats
 from serving.config import ServingConfig
@@ -31,6 +31,7 @@ from serving.driver import (
     StartTimings,
 )
 from serving.errors import GeneratorUnavailable, InvalidGeneration, ModelUnusable
+from serving.step_engine import EngineBuilder, StepEngine
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -41,64 +42,6 @@ TELL_RANGE_S = (0.05, 0.2)
 """Bounds of that time: one reader sees text 20 times a second, eight and more see it five times."""
 STOP_GRACE_S = 30.0
 """Longest wait for the step under way when stopping."""
-
-
-class StepEngine(Protocol):
-    """A synchronous engine; every call comes from the driver's thread."""
-
-    def add(self, request: EngineRequest) -> None:
-        """Queue a request; raises ValueError for one it will not take."""
-        ...
-
-    def abort(self, request_id: str) -> EngineOutput:
-        """Drop a request under way and return what was not yet handed out, as its last output."""
-        ...
-
-    def step(self) -> list[tuple[str, EngineOutput]]:
-        """Run one batch and return new output by request id."""
-        ...
-
-    def busy(self) -> bool:
-        """Return whether any request is unfinished."""
-        ...
-
-    def load(self) -> EngineLoad:
-        """Return what the engine is working on."""
-        ...
-
-    def update_weights(self, folder: str) -> None:
-        """Put other weights in the place of the model's and forget all KV; raises ModelUnusable."""
-        ...
-
-    def close(self) -> None:
-        """Free the model."""
-        ...
-
-    @property
-    def no_blend_reason(self) -> str | None:
-        """Return why chunks' KV is not used, or None where it is."""
-        ...
-
-    @property
-    def kv_tokens(self) -> int:
-        """Return how many tokens of KV it can hold."""
-        ...
-
-    def store_stats(self) -> StoreStats | None:
-        """Return what its chunk store holds and did; None where it has none."""
-        ...
-
-    def load_adapter(self, adapter: EngineAdapter) -> None:
-        """Load an adapter; raises InvalidAdapter for one it will not take."""
-        ...
-
-    def unload_adapter(self, adapter: EngineAdapter) -> None:
-        """Remove an adapter that no request uses."""
-        ...
-
-
-EngineBuilder = Callable[[ServingConfig, str], tuple[StepEngine, StartTimings]]
-"""Makes the engine from settings and the model's folder; called on the driver's thread."""
 
 
 def build_vllm_engine(config: ServingConfig, folder: str) -> tuple[StepEngine, StartTimings]:

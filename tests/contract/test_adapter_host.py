@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from step_engine import LetterEngine, build
+from letter_engine import LetterEngine, build
 from tiny_adapter import write_adapter
 
 from serving import (

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from letter_engine import LetterEngine, build
 from safetensors.torch import load_file, save_file
-from step_engine import LetterEngine, build
 from tiny_adapter import write_adapter
 from tiny_model import build_tiny_model
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
-from step_engine import LetterEngine, build
+from letter_engine import LetterEngine, build
 from tiny_adapter import write_adapter
 from tiny_model import build_tiny_model
 

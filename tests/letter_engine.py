@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from serving.chunk_kv.store_stats import StoreStats
 from serving.driver import NO_CHUNK_KV, EngineAdapter, EngineLoad, EngineOutput, EngineRequest, StartTimings
+from serving.generator import LocalGenerator
+from serving.types import GeneratedChunk, GenerateRequest, Prompt, Sampling, Segment
 
 TOKEN = 97
+
+Start = Callable[..., Awaitable[LocalGenerator]]
+"""Starts a generator over an engine, with settings."""
 
 
 @dataclass
@@ -101,3 +108,23 @@ class LetterEngine:
 def build(engine: LetterEngine):
     """Return what `InprocDriver` calls to make its engine."""
     return lambda _config, _folder: (engine, StartTimings(0.25, 0.5))
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Return once something holds that has no event to wait for."""
+    for _ in range(6000):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not come true in 30 s")
+
+
+def ask(max_tokens: int = 4, *, text: str = "write", **fields: object) -> GenerateRequest:
+    """Return a request for so many letters."""
+    sampling = Sampling(max_tokens=max_tokens)
+    return GenerateRequest(Prompt((Segment("question", text),)), **{"sampling": sampling, **fields})  # type: ignore[arg-type]
+
+
+async def collect(generator: LocalGenerator, request: GenerateRequest) -> list[GeneratedChunk]:
+    """Return all that a generator streams."""
+    return [chunk async for chunk in generator.generate(request)]
