@@ -1,6 +1,6 @@
 """The price of a stale index, and whether its bound holds.
 
-Run: `python -m benchmarks.training_staleness [--quick] [--data DIR] [--seeds N]`
+Run: `python -m benchmarks.training_staleness [--quick] [--data DIR] [--seeds N] [--parts bound price]`
 
 `bound_threads`, `bound_ray`: 10,000 short steps with slow, failing and dying encoders; a judge reads the
 age of what was searched from the vectors themselves. `s_max_N`, `s_max_N_rerank`: the joint run of
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import logging
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from training.joint.run import run_joint
 
 INTERVALS = {"s_max_1": 2, "s_max_9": 10, "s_max_29": 30, "s_max_99": 100, "never": 1_000_000}
 """Steps between refreshes; the bound is one less, since blocking has no delay."""
+PARTS = ("bound", "price")
 
 
 def measure_bound(report: Report, num_steps: int) -> None:
@@ -56,21 +58,11 @@ def measure_bound(report: Report, num_steps: int) -> None:
             ray.shutdown()
 
 
-def main() -> None:
-    """Measure the bound, then the price, and keep the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with factbook")
-    parser.add_argument("--quick", action="store_true", help="few steps, two arms; keeps nothing")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm")
-    parser.add_argument("--steps", type=int, default=120, help="optimizer steps of a run")
-    options = parser.parse_args()
-    seeds, steps, max_questions = (1, 6, 40) if options.quick else (options.seeds, options.steps, 300)
-    names = ("s_max_1", "never") if options.quick else tuple(INTERVALS)
-    report = Report("training_staleness", quick=options.quick)
-    measure_bound(report, 500 if options.quick else 10_000)
-    data, held_out = profiles(options.data)
+def measure_price(
+    report: Report, data_folder: Path, names: Sequence[str], seeds: int, steps: int, max_questions: int
+) -> None:
+    """Train with indexes of different age, with and without rerank, and judge the held-out questions."""
+    data, held_out = profiles(data_folder)
     with tempfile.TemporaryDirectory() as home, torchrun_ranks() as ranks:
         encoder = cut_encoder(Path(home) / "encoder", 2)
         runs: dict[str, list[EvaluationReport]] = {}
@@ -94,6 +86,29 @@ def main() -> None:
         for metric, score in (("recall@5", found), ("em", exact)):
             values_S = [float(np.mean([score(one) for one in run.judged])) for run in reports]
             report.add(arm, metric, round(float(np.mean(values_S)), 4), "share", runs=values_S)
+
+
+def main() -> None:
+    """Measure the bound, then the price, and keep the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with factbook")
+    parser.add_argument("--quick", action="store_true", help="few steps, two arms; keeps nothing")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm")
+    parser.add_argument("--steps", type=int, default=120, help="optimizer steps of a run")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="these only; others are kept"
+    )
+    options = parser.parse_args()
+    seeds, steps, max_questions = (1, 6, 40) if options.quick else (options.seeds, options.steps, 300)
+    names = ("s_max_1", "never") if options.quick else tuple(INTERVALS)
+    partial = set(options.parts) != set(PARTS)
+    report = Report("training_staleness", quick=options.quick, partial=partial)
+    if "bound" in options.parts:
+        measure_bound(report, 500 if options.quick else 10_000)
+    if "price" in options.parts:
+        measure_price(report, options.data, names, seeds, steps, max_questions)
     report.save()
 
 
