@@ -14,8 +14,8 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,6 +70,12 @@ class Adapters:
     def infos(self) -> list[AdapterInfo]:
         """Return what is loaded, oldest first."""
         return [self._info(adapter_id) for adapter_id in self._loaded]
+
+    @asynccontextmanager
+    async def unchanging(self) -> AsyncIterator[None]:
+        """Hold loads and removals until the block ends; requests go on."""
+        async with self._changing:
+            yield
 
     def _info(self, adapter_id: str) -> AdapterInfo:
         loaded = self._loaded[adapter_id]
@@ -150,7 +156,12 @@ class Adapters:
             loaded.is_leaving = False  # nobody waits any more: it stays
             loaded.unused.clear()
             raise
+        # Nobody can ask for it again: a caller that leaves now is not to leave it half removed.
+        await asyncio.shield(asyncio.create_task(self._remove(adapter_id)))
+
+    async def _remove(self, adapter_id: str) -> None:
         async with self._changing:
+            loaded = self._loaded[adapter_id]
             await self._driver.unload_adapter(loaded.engine)
             del self._loaded[adapter_id]
         await asyncio.to_thread(shutil.rmtree, loaded.engine.folder, ignore_errors=True)

@@ -17,7 +17,8 @@ MAX_REGEX_CHARS = 2_000
 MAX_SCHEMA_CHARS = 50_000
 MAX_REPEATS = 10_000
 
-_REPEAT = re.compile(r"\{(\d{1,9}),?(\d{1,9})?\}")
+_PIECE = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{(?P<low>\d{1,9}),?(?P<high>\d{1,9})?\}|.", re.DOTALL)
+"""An escape, a class, a counted repeat, or any other character of a regex."""
 
 
 def check_request(request: GenerateRequest) -> None:
@@ -67,11 +68,28 @@ def _check_constraint(constraint: Constraint) -> None:
 
 def _check_repeats(regex: str) -> None:
     """Refuse counted repeats that multiply: `((a{999}){999}){999}` is short and its automaton is not."""
-    product = 1
-    for match in _REPEAT.finditer(regex):
-        product *= max(int(match[1] or 0), int(match[2] or 0), 1)
-        if product > MAX_REPEATS:
-            raise InvalidGeneration(
-                f"the counted repeats of constraint.regex multiply to more than {MAX_REPEATS:,}; use * or +, "
-                "or cut the output by max_tokens"
-            )
+    if _expanded(regex) > MAX_REPEATS:
+        raise InvalidGeneration(
+            f"constraint.regex comes to more than {MAX_REPEATS:,} characters with its counted repeats "
+            "written out; use * or +, or cut the output by max_tokens"
+        )
+
+
+def _expanded(regex: str) -> int:
+    """Return about how many characters and classes a regex has with counted repeats written out."""
+    sizes, last = [0], 0
+    for match in _PIECE.finditer(regex):
+        piece = match[0]
+        if piece == "(":
+            sizes.append(0)
+        elif piece == ")":
+            last = sizes.pop() if len(sizes) > 1 else 0
+            sizes[-1] += last
+        elif match["low"] is not None:
+            times = max(int(match["low"] or 0), int(match["high"] or 0), 1)
+            sizes[-1] += last * (times - 1)
+            last *= times
+        else:
+            last = 1
+            sizes[-1] += 1
+    return sum(sizes)

@@ -64,7 +64,7 @@ class ServedModel:
             InvalidAdapter: Adapters are loaded, which were made for the weights there are.
             GeneratorUnavailable: The engine died or is stopping, or is left without weights.
         """
-        async with self._updating:
+        async with self._updating, self.adapters.unchanging():
             await asyncio.to_thread(check_replaceable, self._folder, folder)
             if loaded := self.adapters.infos():
                 ids = ", ".join(info.adapter_id for info in loaded)

@@ -121,6 +121,23 @@ async def test_a_cancelled_request_lets_its_adapter_go(host: Host, tmp_path: Pat
         await host.unload_adapter(info.adapter_id)
 
 
+async def test_an_unload_that_is_given_up_keeps_the_adapter(tmp_path: Path) -> None:
+    engine, config = LetterEngine(step_s=0.005), ServingConfig(max_adapters=1)
+    local = LocalGenerator(config, InprocDriver(config, str(BUNDLED_FOLDER), build=build(engine)))
+    await local.start()
+    info = await local.load_adapter("a", write_adapter(tmp_path, 1))
+    async with aclosing(local.generate(ask(info.adapter_id, LONG))) as chunks:
+        await anext(chunks)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await local.unload_adapter(info.adapter_id)
+        assert not (await local.adapters())[0].is_leaving
+    assert (await collect(local, ask(info.adapter_id)))[-1].finish_reason == "length"
+    await local.unload_adapter(info.adapter_id)
+    assert not engine.adapters
+    await local.stop()
+
+
 async def test_the_callers_folder_may_go(host: Host, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "gone", 1)
     info = await host.load_adapter("a", folder)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from letter_engine import LetterEngine, build
+from letter_engine import LetterEngine, build, until
 from safetensors.torch import load_file, save_file
 from tiny_adapter import write_adapter
 from tiny_model import build_tiny_model
@@ -142,6 +142,24 @@ async def test_adapters_are_not_served_with_weights_they_were_not_made_for(
     with pytest.raises(InvalidAdapter, match=rf"unload the adapters first.*{info.adapter_id}"):
         await served.host.update_weights(changed(served.folder, tmp_path / "new", 1))
     await served.host.unload_adapter(info.adapter_id)
+
+
+async def test_no_adapter_slips_in_while_weights_change(tmp_path: Path) -> None:
+    engine, folder = LetterEngine(step_s=0.005), build_tiny_model(tmp_path / "model")
+    config = ServingConfig(model=str(folder), max_adapters=1)
+    host = LocalGenerator(config, InprocDriver(config, str(folder), build=build(engine)))
+    await host.start()
+    begun = asyncio.create_task(collect(host, ask(Sampling(100))))
+    await until(lambda: bool(engine.seen))
+    updating = asyncio.create_task(host.update_weights(changed(folder, tmp_path / "new", 1)))
+    await paused(host)
+    loading = asyncio.create_task(host.load_adapter("a", write_adapter(tmp_path / "a", 1, model=folder)))
+    await updating
+    assert begun.done()
+    assert not engine.adapters, "it is loaded only after the weights have changed"
+    await loading
+    assert len(engine.adapters) == 1
+    await host.stop()
 
 
 def broken(folder: Path, what: str) -> Path:

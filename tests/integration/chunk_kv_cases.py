@@ -1,4 +1,7 @@
-"""Chunks' KV in the real engine: loaded anywhere, repaired, never mixed with what is exact."""
+"""Chunks' KV in the real engine: loaded anywhere, repaired, never mixed with what is exact.
+
+One file, since all cases share one engine, which takes a process of its own and ten seconds to start.
+"""
 
 from __future__ import annotations
 

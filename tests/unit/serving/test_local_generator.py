@@ -185,7 +185,7 @@ async def test_max_tokens_is_cut_to_the_window(start: Start) -> None:
         ({"sampling": Sampling(constraint=Constraint(regex="x" * 2001))}, "regex must have 1 to 2,000"),
         ({"sampling": Sampling(constraint=Constraint(regex=""))}, "regex must have 1 to 2,000"),
         ({"sampling": Sampling(constraint=Constraint(json_schema="{" * 50_001))}, "50,000 characters"),
-        ({"sampling": Sampling(constraint=Constraint(regex="((a{200}){200})"))}, "repeats"),
+        ({"sampling": Sampling(constraint=Constraint(regex="((a{200}){200})"))}, "repeats written out"),
         ({"text": "\ud800"}, "surrogate"),
     ],
 )
@@ -197,6 +197,26 @@ async def test_a_bad_value_is_the_callers_error_and_frees_its_id(
         with pytest.raises(InvalidGeneration, match=said):
             await collect(generator, ask(request_id="mine", **fields))
     assert (await collect(generator, ask(request_id="mine")))[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("regex", "said"),
+    [
+        ("((a{100}){100}){100}", "written out"),
+        ("[ab]{9999}{9999}", "written out"),
+        (r"(\(x\){40}){40}", None),
+        (r"([[{9999}\]]|a){100}", None),
+        ("-".join(["[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}"] * 20), None),
+    ],
+)
+async def test_repeats_count_where_they_multiply(start: Start, regex: str, said: str | None) -> None:
+    generator = await start(LetterEngine())
+    request = ask(sampling=Sampling(2, constraint=Constraint(regex=regex)))
+    if said is None:
+        assert (await collect(generator, request))[-1].finish_reason == "length"
+    else:
+        with pytest.raises(InvalidGeneration, match=said):
+            await collect(generator, request)
 
 
 @pytest.mark.parametrize(
