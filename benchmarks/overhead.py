@@ -262,11 +262,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds; the result is not kept")
     parser.add_argument("--model", default="graft-mini", help="the generator: bundled name, folder, or id")
     parser.add_argument(
-        "--arms", nargs="+", choices=list(TARGETS), default=list(TARGETS), help="only these; not kept"
+        "--arms", nargs="+", choices=list(TARGETS), default=list(TARGETS), help="only these; others are kept"
     )
     options = parser.parse_args()
     partial = set(options.arms) != set(TARGETS)
-    report = Report("overhead", quick=options.quick or partial)
+    report = Report("overhead", quick=options.quick, partial=partial)
     none_lost = asyncio.run(measure(report, options))
     report.save()
     if not none_lost:
