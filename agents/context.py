@@ -42,6 +42,8 @@ class RunContext:
     """Sizes and thresholds."""
     budget: Budget = field(default_factory=Budget)
     """What the run may spend."""
+    thread_id: str | None = None
+    """The conversation it belongs to; None for none."""
     release: str = ""
     """Release pinned for the whole run."""
     started: float = field(default_factory=time.monotonic)
@@ -53,6 +55,11 @@ class RunContext:
     def remaining_s(self) -> float:
         """Return seconds left until the deadline; negative once it has passed."""
         return self.started + self.budget.deadline_s - time.monotonic()
+
+    @property
+    def session(self) -> str:
+        """Return what its requests have in common, also with earlier ones of the same conversation."""
+        return self.run_id if self.thread_id is None else f"{self.tenant}/{self.thread_id}"
 
     def stamp(self) -> Stamp:
         """Return what an event says of its run and time; `Run` numbers events as it passes them on."""

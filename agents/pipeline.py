@@ -115,6 +115,7 @@ class Pipeline:
             document_ids=tuple(document_ids),
             config=self.config,
             budget=budget or Budget(),
+            thread_id=thread_id,
             release=self.release,
         )
         question = check_question(question, self.config)

@@ -16,11 +16,16 @@ from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from retrieval.config import RetrievalConfig
 from serving.config import ServingConfig
+from serving.prompt import encode_prompt
 from serving.types import Prompt
+
+if TYPE_CHECKING:
+    from vllm.inputs.engine import TokensInput
+    from vllm.v1.engine.llm_engine import LLMEngine
 
 START_TIMEOUT_S = 300.0
 ROUND_TIMEOUT_S = 300.0
@@ -103,6 +108,54 @@ def passages_of(results: Any) -> list[list[str]]:
 
 def engine_rounds(connection: Connection, config: ServingConfig) -> None:
     """Load the model into vLLM's own engine; answer each (prompts, max_tokens) with (tokens, seconds)."""
+    engine, encode = _bare_engine(config)
+    from vllm.outputs import RequestOutput
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    connection.send("ready")
+    while (message := _next(connection)) is not None:
+        prompts: list[Prompt] = message[0]
+        # The cheapest way vLLM has: nothing is handed out before the end.
+        sampling = SamplingParams(
+            temperature=0.0, max_tokens=message[1], output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        num_tokens = 0
+        began_s = time.perf_counter()
+        for number, prompt in enumerate(prompts):
+            engine.add_request(str(number), encode(prompt), sampling)
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                assert isinstance(output, RequestOutput)
+                num_tokens += len(output.outputs[0].token_ids) if output.finished else 0
+        connection.send((num_tokens, time.perf_counter() - began_s))
+
+
+def stream_rounds(connection: Connection, config: ServingConfig) -> None:
+    """The same, each token handed out as it is made; answers with a list of (tokens, first_s, seconds)."""
+    engine, encode = _bare_engine(config)
+    from vllm.outputs import RequestOutput
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    connection.send("ready")
+    while (message := _next(connection)) is not None:
+        prompts: list[Prompt] = message[0]
+        sampling = SamplingParams(temperature=0.0, max_tokens=message[1], output_kind=RequestOutputKind.DELTA)
+        began_s = time.perf_counter()
+        tokens, first_s, last_s = [0] * len(prompts), [0.0] * len(prompts), [0.0] * len(prompts)
+        for number, prompt in enumerate(prompts):
+            engine.add_request(str(number), encode(prompt), sampling)
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                assert isinstance(output, RequestOutput)
+                number = int(output.request_id)
+                tokens[number] += len(output.outputs[0].token_ids)
+                last_s[number] = time.perf_counter() - began_s
+                first_s[number] = first_s[number] or last_s[number]
+        connection.send(list(zip(tokens, first_s, last_s, strict=True)))
+
+
+def _bare_engine(config: ServingConfig) -> tuple[LLMEngine, Callable[[Prompt], TokensInput]]:
+    """Return vLLM's own engine with our arguments, and what encodes a prompt for it."""
     from serving.environment import engine_environment
 
     os.environ.update(engine_environment(config))  # before torch is imported
@@ -110,8 +163,6 @@ def engine_rounds(connection: Connection, config: ServingConfig) -> None:
     import torch
     from vllm.engine.arg_utils import EngineArgs
     from vllm.inputs.engine import tokens_input
-    from vllm.outputs import RequestOutput
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from serving import vllm_values
@@ -124,22 +175,7 @@ def engine_rounds(connection: Connection, config: ServingConfig) -> None:
     arguments = engine_arguments(config, str(folder), on_gpu=torch.cuda.is_available())
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     tokenizer = ModelTokenizer(folder / "tokenizer.json")
-    connection.send("ready")
-    while (message := _next(connection)) is not None:
-        prompts: list[Prompt] = message[0]
-        # The cheapest way vLLM has: nothing is handed out before the end.
-        sampling = SamplingParams(
-            temperature=0.0, max_tokens=message[1], output_kind=RequestOutputKind.FINAL_ONLY
-        )
-        num_tokens = 0
-        began_s = time.perf_counter()
-        for number, prompt in enumerate(prompts):
-            engine.add_request(str(number), tokens_input(tokenizer.encode_prompt(prompt)), sampling)
-        while engine.has_unfinished_requests():
-            for output in engine.step():
-                assert isinstance(output, RequestOutput)
-                num_tokens += len(output.outputs[0].token_ids) if output.finished else 0
-        connection.send((num_tokens, time.perf_counter() - began_s))
+    return engine, lambda prompt: tokens_input(encode_prompt(prompt, tokenizer))
 
 
 def _next(connection: Connection) -> Any:

@@ -34,12 +34,13 @@ if TYPE_CHECKING:
     from retrieval.ingestion.bulk import BulkProgress, SourceFile
     from retrieval.sharding.routed_graph import RoutedGraph
     from retrieval.types import Metadata
-    from serving.actor import ActorGenerator
+    from serving.client import ActorGenerator
+    from serving.routing.routed_generator import RoutedGenerator
 
 NAMESPACE = "graft"
 """Ray namespace of every actor of ours."""
 GENERATOR = "generator-0"
-"""Name of the generator's actor."""
+"""Name of the generator's actor, the first one's where there are several."""
 SAMPLE_LIBRARY = "samples"
 """Name of the library that holds the bundled documents."""
 ALL_PARTS = ("retrieval", "generator")
@@ -62,7 +63,7 @@ class Platform:
         self._closing = closing
         self._url = url
         self._retrieval: ActorRetrieval | None = None
-        self._generator: ActorGenerator | None = None
+        self._generator: ActorGenerator | RoutedGenerator | None = None
         self._pipelines: dict[str, Pipeline] = {}
         self._ingesting = asyncio.Lock()
         self.release: str | None = None
@@ -203,21 +204,34 @@ class Platform:
             done.message = f"{ready} of {len(added)} sample documents are ready"
 
     async def _start_generator(self, report: OnStage, stack: AsyncExitStack) -> None:
+        num_replicas = self.config.serving.num_replicas
+        with stage(report, "generator", f"loading {self.config.serving.model} into vLLM") as done:
+            self._generator = first = self._new_generator(0, stack)
+            await first.ready()
+            # The others find its caches warm, and the cores free.
+            others = [self._new_generator(number, stack) for number in range(1, num_replicas)]
+            await asyncio.gather(*(other.ready() for other in others))
+            if others:
+                from serving.routing.routed_generator import RoutedGenerator
+
+                self._generator = RoutedGenerator([first, *others])
+            info = await self._generator.info()
+            replicas = f", {num_replicas} replicas" if others else ""
+            done.message = f"{info.model_id} answers, context of {info.max_model_len:,} tokens{replicas}"
+
+    def _new_generator(self, number: int, stack: AsyncExitStack) -> ActorGenerator:
         from serving.actor import start_generator
 
-        with stage(report, "generator", f"loading {self.config.serving.model} into vLLM") as done:
-            self._generator = start_generator(
-                self._sized.serving,
-                name=GENERATOR,
-                namespace=NAMESPACE,
-                num_cpus=0,
-                num_gpus=num_gpus(),
-                resources=_placement("graft_generator"),
-            )
-            stack.push_async_callback(self._generator.stop)
-            await self._generator.ready()
-            info = await self._generator.info()
-            done.message = f"{info.model_id} answers, context of {info.max_model_len:,} tokens"
+        generator = start_generator(
+            self._sized.serving,
+            name=GENERATOR if not number else f"generator-{number}",
+            namespace=NAMESPACE,
+            num_cpus=0,
+            num_gpus=num_gpus(),
+            resources=_placement("graft_generator"),
+        )
+        stack.push_async_callback(generator.stop)
+        return generator
 
     async def _open_pipelines(self, stack: AsyncExitStack) -> None:
         from agents.checkpoints import open_threads
@@ -325,7 +339,7 @@ class Platform:
         return self.retriever.graph
 
     @property
-    def generator(self) -> ActorGenerator:
+    def generator(self) -> ActorGenerator | RoutedGenerator:
         """Return the language model."""
         if self._generator is None:
             raise StartError("this platform was started without a generator; start it with all parts")

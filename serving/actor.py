@@ -18,6 +18,7 @@ from serving.environment import engine_environment
 from serving.errors import ServingError
 from serving.generator import LocalGenerator
 from serving.health import GeneratorHealth
+from serving.routing.kv_report import KVReport
 from serving.sessions import Delivery, Sessions
 from serving.types import AdapterInfo, GenerateRequest, GeneratorInfo, GeneratorStats, Prompt
 
@@ -123,6 +124,11 @@ class GeneratorActor:
     async def stats(self) -> GeneratorStats:
         """Return the load now and the totals since start."""
         return await self._generator.stats()
+
+    async def kv_report(self, life: str, since: int) -> KVReport:
+        """Return what KV there is to reuse; see `LocalGenerator.kv_report`."""
+        await self.ready()
+        return await self._generator.kv_report(life, since)
 
     async def metrics_text(self) -> str:
         """Return the metrics in Prometheus' text format."""

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from serving.chunk_kv.store_stats import StoreStats
+from serving.chunk_kv.store_stats import StoreStats, Tier
 from serving.config import ServingConfig
 from serving.driver import (
     NO_CHUNK_KV,
@@ -35,12 +36,16 @@ class AsyncDriver:
         config: Settings of the engine.
         folder: The model's folder.
         on_gpu: False runs the engine processes on the CPU, which the driver's own tests do.
+        kv_events: Where the engine is to publish the changes of its prefix cache; None for nowhere.
     """
 
-    def __init__(self, config: ServingConfig, folder: str, *, on_gpu: bool = True) -> None:
+    def __init__(
+        self, config: ServingConfig, folder: str, *, on_gpu: bool = True, kv_events: str | None = None
+    ) -> None:
         self._config = config
         self._folder = folder
         self._on_gpu = on_gpu
+        self._kv_events = kv_events
         self._engine: AsyncLLM | None = None
         self._starting: asyncio.Task[StartTimings] | None = None
         self._pumps: dict[str, asyncio.Task[None]] = {}
@@ -74,7 +79,9 @@ class AsyncDriver:
         from serving.vllm_values import STRUCTURED_OUTPUTS
 
         imported = time.monotonic()
-        arguments = engine_arguments(self._config, self._folder, on_gpu=self._on_gpu)
+        arguments = engine_arguments(
+            self._config, self._folder, on_gpu=self._on_gpu, kv_events=self._kv_events
+        )
         arguments["structured_outputs_config"] = STRUCTURED_OUTPUTS
         try:
             self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
@@ -145,6 +152,12 @@ class AsyncDriver:
         if self._engine is None or self._failure is not None or not self._config.chunk_kv_bytes:
             return None
         return (await self._engine.collective_rpc("chunk_kv_stats"))[0]
+
+    async def chunk_tiers(self, keys: Sequence[str]) -> list[Tier | None]:
+        """Return where the chunk store has each of these chunks; None where it has not."""
+        if self._engine is None or self._failure is not None or not self._config.chunk_kv_bytes:
+            return [None] * len(keys)
+        return (await self._engine.collective_rpc("chunk_kv_tiers", args=(list(keys),)))[0]
 
     def submit(self, request: EngineRequest) -> OutputStream:
         """Queue a request and return its outputs.

@@ -16,6 +16,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError, T
 
 from serving.errors import GeneratorUnavailable, ServingError
 from serving.health import GeneratorHealth
+from serving.routing.kv_report import KVReport
 from serving.sessions import Delivery, SessionLost, merge_chunks
 from serving.types import (
     AdapterInfo,
@@ -141,6 +142,10 @@ class ActorGenerator:
     async def stats(self) -> GeneratorStats:
         """Return the load now and the totals since start."""
         return await call(self.actor.stats.remote())
+
+    async def kv_report(self, life: str, since: int) -> KVReport:
+        """Return what KV there is to reuse; see `LocalGenerator.kv_report`."""
+        return await call(self.actor.kv_report.remote(life, since))
 
     async def metrics_text(self) -> str:
         """Return the metrics in Prometheus' text format."""

@@ -61,6 +61,9 @@ class ServingConfig:
     in an engine that takes adapters."""
     max_adapter_rank: int = 16
     """Largest rank of an adapter: 8, 16, 32, 64, 128, 256 or 512; memory is set aside for it."""
+    num_replicas: int = 1
+    """Generators of this model that requests are routed over, 1 to 256; each takes memory, threads and a GPU
+    of its own."""
     max_num_seqs: int = 32
     """Requests the engine works on at once, 1 to 1,024."""
     max_queued_requests: int = 256
@@ -80,6 +83,7 @@ class ServingConfig:
         if not self.model.strip():
             raise ValueError(f"serving.model is empty; name a folder, a Hugging Face id or {BUNDLED_MODEL!r}")
         self._check_range("max_model_len", self.max_model_len, 64, 1 << 20)
+        self._check_range("num_replicas", self.num_replicas, 1, 256)
         self._check_range("max_num_seqs", self.max_num_seqs, 1, 1024)
         self._check_range("max_queued_requests", self.max_queued_requests, 0, 1_000_000)
         if self.block_size < BLOCK_SIZE_STEP or self.block_size % BLOCK_SIZE_STEP:

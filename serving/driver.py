@@ -8,11 +8,13 @@ admission, deadlines, totals - is written once, in `serving.generator`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
 from serving.chunk_kv.blend_plan import BlendPlan, ChunkUse
-from serving.chunk_kv.store_stats import StoreStats
+from serving.chunk_kv.store_stats import StoreStats, Tier
 from serving.config import ServingConfig
 from serving.types import Sampling
 
@@ -225,17 +227,22 @@ class Driver(Protocol):
         """Return what the chunk store holds and did; None where there is none, or the engine is gone."""
         ...
 
+    async def chunk_tiers(self, keys: Sequence[str]) -> list[Tier | None]:
+        """Return where the chunk store has each of these chunks; None where it has not."""
+        ...
+
     async def stop(self) -> None:
         """Fail what is under way and free the model; safe to call twice."""
         ...
 
 
-def choose_driver(config: ServingConfig, folder: str) -> Driver:
+def choose_driver(config: ServingConfig, folder: str, kv_events: str | None = None) -> Driver:
     """Return the driver for this machine: `AsyncDriver` where a GPU is usable, else `InprocDriver`.
 
     Args:
         config: Settings of the engine.
         folder: The model's folder.
+        kv_events: Where the engine is to publish the changes of its prefix cache; None for nowhere.
     """
     if config.device != "cpu":
         import torch
@@ -243,7 +250,7 @@ def choose_driver(config: ServingConfig, folder: str) -> Driver:
         if torch.cuda.is_available():
             from serving.async_driver import AsyncDriver
 
-            return AsyncDriver(config, folder)
+            return AsyncDriver(config, folder, kv_events=kv_events)
         if config.device == "cuda":
             from serving.errors import ModelUnusable
 
@@ -251,6 +258,6 @@ def choose_driver(config: ServingConfig, folder: str) -> Driver:
                 "serving.device is 'cuda' but torch sees no GPU; check `nvidia-smi` and that the GPU extra "
                 "is installed (`pip install graft[gpu]`), or set serving.device to 'auto'."
             )
-    from serving.inproc_driver import InprocDriver
+    from serving.inproc_driver import InprocDriver, build_vllm_engine
 
-    return InprocDriver(config, folder)
+    return InprocDriver(config, folder, build=partial(build_vllm_engine, kv_events=kv_events))

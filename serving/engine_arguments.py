@@ -1,4 +1,4 @@
-"""What vLLM's engine is started with; imports vLLM only where chunks' KV is kept."""
+"""What vLLM's engine is started with; imports vLLM only where chunks' KV is kept or events are published."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ MAX_ADAPTERS_OF_A_STEP = 8
 """Adapters whose requests run together on a GPU; each takes its room there, the others wait in memory."""
 
 
-def engine_arguments(config: ServingConfig, folder: str, *, on_gpu: bool) -> dict[str, Any]:
+def engine_arguments(
+    config: ServingConfig, folder: str, *, on_gpu: bool, kv_events: str | None = None
+) -> dict[str, Any]:
     """Return the keyword arguments of vLLM's `EngineArgs`.
 
     Eager mode and an explicit KV size skip vLLM's warm-up on a CPU; a GPU gains more from CUDA graphs
@@ -45,7 +47,17 @@ def engine_arguments(config: ServingConfig, folder: str, *, on_gpu: bool) -> dic
         **(_share_of_gpu(config) if on_gpu else whole_prefills),
         **_chunk_kv(config),
         **_adapters(config, on_gpu=on_gpu),
+        **_kv_events(kv_events),
     }
+
+
+def _kv_events(endpoint: str | None) -> dict[str, Any]:
+    if endpoint is None:
+        return {}
+    from vllm.config import KVEventsConfig
+
+    events = KVEventsConfig(enable_kv_cache_events=True, publisher="zmq", endpoint=endpoint)
+    return {"kv_events_config": events}
 
 
 def _adapters(config: ServingConfig, *, on_gpu: bool) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from serving.health import GeneratorHealth
 from serving.metrics import GeneratorMetrics
 from serving.prompt_reader import PromptReader, ReadPrompt
 from serving.request_limits import check_request
+from serving.routing.kv_report import KVReport, ReplicaState
+from serving.routing.kv_reporter import KVReporter
 from serving.served_model import ServedModel
 from serving.tokenizer import ModelTokenizer
 from serving.types import (
@@ -74,6 +76,7 @@ class LocalGenerator:
         self._model: ServedModel | None = None
         self._reader: PromptReader | None = None
         self._blending: Blending | None = None
+        self._reporter: KVReporter | None = None
         self._stopped = False
 
     async def start(self) -> StartTimings:
@@ -88,8 +91,12 @@ class LocalGenerator:
 
     async def _start(self) -> StartTimings:
         folder = await asyncio.to_thread(model_folder, self.config.model)
+        kv_events = None
+        if self.config.num_replicas > 1:
+            self._reporter = KVReporter(self.config.block_size)
+            kv_events = self._reporter.events.endpoint
         if self._driver is None:
-            self._driver = await asyncio.to_thread(choose_driver, self.config, str(folder))
+            self._driver = await asyncio.to_thread(choose_driver, self.config, str(folder), kv_events)
         self._tokenizer = ModelTokenizer(folder / "tokenizer.json")
         timings, weights = await asyncio.gather(self._driver.start(), asyncio.to_thread(model_hash, folder))
         info = GeneratorInfo(
@@ -113,6 +120,8 @@ class LocalGenerator:
             await self._blending.stop()
         if self._driver is not None:
             await self._driver.stop()
+        if self._reporter is not None:
+            await asyncio.to_thread(self._reporter.close)
         if self._model is not None:
             await asyncio.to_thread(self._model.adapters.close)
 
@@ -179,6 +188,8 @@ class LocalGenerator:
                     usage = _with_chunks(usage, output.chunk_use)
                     assert self._blending is not None
                     self._blending.after(engine_request, chunks, output.chunk_use, _salt(request.tenant))
+                if self._reporter is not None:
+                    self._reporter.served(request, read, engine_request, chunks)
                 reason = reader.finish_reason(output)
                 self._metrics.paced(time.monotonic() - first_s, usage.completion_tokens)
                 self._queue.leave(ticket)  # the next one need not wait for this one's reader
@@ -336,6 +347,22 @@ class LocalGenerator:
     async def stats(self) -> GeneratorStats:
         """Return the load now and the totals since start."""
         return replace(self._metrics.stats(*self._load()), no_blend_reason=self.no_blend_reason)
+
+    async def kv_report(self, life: str, since: int) -> KVReport:
+        """Return what KV there is to reuse, for whom routes requests over several generators.
+
+        A generator that is alone (`serving.num_replicas` is 1) does not know, and tells of its load only.
+
+        Args:
+            life: An earlier report's, or "" for all there is.
+            since: That report's version.
+        """
+        driver = self._ready_driver()
+        adapters = tuple(info.adapter_id for info in await self.adapters() if not info.is_leaving)
+        state = ReplicaState(*self._load(), adapters, self.no_blend_reason is None)
+        if self._reporter is None:
+            return KVReport(life="", version=0, is_full=True, state=state)
+        return await self._reporter.report(driver, life, since, state)
 
     async def metrics_text(self) -> str:
         """Return the metrics in Prometheus' text format."""

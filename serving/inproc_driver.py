@@ -13,13 +13,13 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from serving.chunk_kv.store_stats import StoreStats
+from serving.chunk_kv.store_stats import StoreStats, Tier
 from serving.config import ServingConfig
 from serving.driver import (
     NO_CHUNK_KV,
@@ -44,13 +44,15 @@ STOP_GRACE_S = 30.0
 """Longest wait for the step under way when stopping."""
 
 
-def build_vllm_engine(config: ServingConfig, folder: str) -> tuple[StepEngine, StartTimings]:
-    """Return vLLM's engine and where the time of its start went."""
+def build_vllm_engine(
+    config: ServingConfig, folder: str, kv_events: str | None = None
+) -> tuple[StepEngine, StartTimings]:
+    """Return vLLM's engine and where the time of its start went; see `choose_driver` for `kv_events`."""
     begun = time.monotonic()
     from serving.vllm_engine import VllmEngine
 
     imported = time.monotonic()
-    engine = VllmEngine(config, folder)
+    engine = VllmEngine(config, folder, kv_events)
     return engine, StartTimings(imported - begun, time.monotonic() - imported)
 
 
@@ -169,6 +171,12 @@ class InprocDriver:
             return None
         with suppress(GeneratorUnavailable):
             return await self._call(lambda engine: engine.store_stats())
+
+    async def chunk_tiers(self, keys: Sequence[str]) -> list[Tier | None]:
+        """Return where the chunk store has each of these chunks; None where it has not."""
+        with suppress(GeneratorUnavailable):
+            return await self._call(lambda engine: engine.chunk_tiers(keys))
+        return [None] * len(keys)
 
     async def load_adapter(self, adapter: EngineAdapter) -> None:
         """Load a LoRA adapter; see `Driver.load_adapter`.

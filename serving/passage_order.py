@@ -23,8 +23,8 @@ class PassageArranger:
 
     def arrange(
         self, prompt: Prompt, segment_ids: Sequence[list[int]], order: PassageOrder, tenant: str
-    ) -> tuple[list[list[int]], tuple[str, ...]]:
-        """Return token ids segment by segment with the passages arranged, and the ids of all chunks in order.
+    ) -> list[int]:
+        """Return for each place of a prompt the segment that comes to stand there.
 
         Args:
             prompt: What is asked. One with a passage twice stays as it is.
@@ -32,19 +32,19 @@ class PassageArranger:
             order: `canonical` sorts by chunk id; `greedy_tree` begins as an earlier prompt did.
             tenant: Whose prompt it is: tenants share no KV.
         """
-        arranged, ids = list(segment_ids), chunk_ids(prompt)
-        places = _first_stretch(prompt)
-        mine = ids[: len(places)]
-        if len(set(mine)) < len(mine) or not mine:
-            return arranged, ids
+        sources = list(range(len(segment_ids)))
+        places = movable_places(prompt)
+        mine = [prompt.segments[place].chunk_id for place in places]
+        if not mine:
+            return sources
         if order == "canonical":
-            chosen = sorted(range(len(mine)), key=lambda index: mine[index])
+            chosen = sorted(range(len(mine)), key=lambda index: str(mine[index]))
         else:
             head = (tenant, tuple(token for tokens in segment_ids[: places[0]] for token in tokens))
             chosen = self._tree.order(head, mine, [len(segment_ids[place]) for place in places])
         for place, index in zip(places, chosen, strict=True):
-            arranged[place] = segment_ids[places[index]]
-        return arranged, (*(mine[index] for index in chosen), *ids[len(mine) :])
+            sources[place] = places[index]
+        return sources
 
 
 def chunk_ids(prompt: Prompt) -> tuple[str, ...]:
@@ -52,12 +52,16 @@ def chunk_ids(prompt: Prompt) -> tuple[str, ...]:
     return tuple(segment.chunk_id for segment in prompt.segments if segment.chunk_id is not None)
 
 
-def _first_stretch(prompt: Prompt) -> list[int]:
-    """Return the places of the chunks up to the first segment after one that belongs to no passage."""
+def movable_places(prompt: Prompt) -> list[int]:
+    """Return the places of the chunks that may change places with each other.
+
+    They are those up to the first segment after one that belongs to no passage; none where one comes twice.
+    """
     places: list[int] = []
     for place, segment in enumerate(prompt.segments):
         if segment.chunk_id is not None:
             places.append(place)
         elif places and segment.kind != "passage":
             break
-    return places
+    ids = {prompt.segments[place].chunk_id for place in places}
+    return places if len(ids) == len(places) else []

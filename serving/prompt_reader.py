@@ -20,8 +20,10 @@ LONG_PROMPT_CHARS = 20_000
 class ReadPrompt:
     """A prompt as the model reads it."""
 
+    prompt: Prompt
+    """Its segments in the order they are read."""
     segment_ids: list[list[int]]
-    """Token ids segment by segment."""
+    """Token ids of each."""
     chunk_order: tuple[str, ...] = ()
     """Chunks in the order they are read, where that was chosen."""
     reordered: bool = False
@@ -75,13 +77,18 @@ class PromptReader:
             InvalidGeneration: The prompt is empty or holds a lone surrogate.
             PromptTooLong: It leaves no room for one token.
         """
-        read = ReadPrompt(await self.encode(request.prompt))
+        prompt = request.prompt
+        read = ReadPrompt(prompt, await self.encode(prompt))
         if request.reuse.mode == "reorder":
             kept_apart = f"{request.tenant}\0{request.adapter or ''}"
-            arranged, order = self._arranger.arrange(
-                request.prompt, read.segment_ids, request.reuse.order, kept_apart
+            sources = self._arranger.arrange(prompt, read.segment_ids, request.reuse.order, kept_apart)
+            arranged = Prompt(tuple(prompt.segments[source] for source in sources))
+            read = ReadPrompt(
+                arranged,
+                [read.segment_ids[source] for source in sources],
+                chunk_ids(arranged),
+                reordered=arranged != prompt,
             )
-            read = ReadPrompt(arranged, order, order != chunk_ids(request.prompt))
         if not read.token_ids:
             raise InvalidGeneration("The prompt is empty; give it at least one segment with text.")
         if len(read.token_ids) >= self._max_model_len:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from serving.chunk_kv.store_stats import StoreStats
+from serving.chunk_kv.store_stats import StoreStats, Tier
 from serving.config import ServingConfig
 from serving.driver import EngineAdapter, EngineLoad, EngineOutput, EngineRequest, StartTimings
 
@@ -53,6 +53,10 @@ class StepEngine(Protocol):
 
     def store_stats(self) -> StoreStats | None:
         """Return what its chunk store holds and did; None where it has none."""
+        ...
+
+    def chunk_tiers(self, keys: Sequence[str]) -> list[Tier | None]:
+        """Return where its chunk store has each of these chunks; None where it has not."""
         ...
 
     def load_adapter(self, adapter: EngineAdapter) -> None:

@@ -151,6 +151,9 @@ class GenerateRequest:
     first. None for a request of its own."""
     deadline_s: float | None = None
     """Seconds from acceptance after which the engine stops working on it; None for no limit."""
+    session: str = ""
+    """The conversation it belongs to, whose requests go to one of several replicas where that costs little;
+    empty for none."""
     reuse: KVReuse = KVReuse()
     """What KV may be reused."""
     adapter: str | None = None

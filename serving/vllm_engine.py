@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 
 from vllm.engine.arg_utils import EngineArgs
@@ -15,7 +16,7 @@ from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from serving import vllm_values
-from serving.chunk_kv.store_stats import StoreStats
+from serving.chunk_kv.store_stats import StoreStats, Tier
 from serving.config import ServingConfig
 from serving.driver import NO_CHUNK_KV, EngineAdapter, EngineLoad, EngineOutput, EngineRequest
 from serving.engine_arguments import engine_arguments
@@ -40,14 +41,15 @@ class VllmEngine:
     Args:
         config: Settings of the engine.
         folder: The model's folder.
+        kv_events: Where to publish the changes of the prefix cache; None for nowhere.
     """
 
-    def __init__(self, config: ServingConfig, folder: str) -> None:
+    def __init__(self, config: ServingConfig, folder: str, kv_events: str | None = None) -> None:
         # Read when the engine is made; this process belongs to it.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_bytes
         vllm_values.register_architecture(folder)
-        arguments = engine_arguments(config, folder, on_gpu=False)
+        arguments = engine_arguments(config, folder, on_gpu=False, kv_events=kv_events)
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(structured_outputs_config=vllm_values.STRUCTURED_OUTPUTS, **arguments)
         )
@@ -160,6 +162,13 @@ class VllmEngine:
             return None
         [stats] = self._engine.collective_rpc("chunk_kv_stats")
         return stats
+
+    def chunk_tiers(self, keys: Sequence[str]) -> list[Tier | None]:
+        """Return where the chunk store has each of these chunks; None where it has not."""
+        if self.no_blend_reason == NO_CHUNK_KV:
+            return [None] * len(keys)
+        [tiers] = self._engine.collective_rpc("chunk_kv_tiers", args=(list(keys),))
+        return tiers
 
     def close(self) -> None:
         """Free the model."""

@@ -11,8 +11,12 @@ import sys
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from serving import ActorGenerator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -98,6 +102,21 @@ def platform(ray_session: None, home: Path) -> Iterator[object]:
 def engine(platform) -> object:
     """The platform's generator: the only engine of the session."""
     return platform.generator
+
+
+@pytest.fixture(scope="session")
+def spare_engine(ray_session: None) -> Iterator[ActorGenerator]:
+    """A second engine, whose weights tests may change; it takes three adapters and tells what KV it holds."""
+    import ray
+
+    from serving import ServingConfig, start_generator
+
+    config = ServingConfig(max_adapters=3, kv_cache_bytes=64 << 20, num_replicas=2)
+    client = start_generator(config, num_cpus=0.5)
+    ray.get(client.actor.ready.remote())  # A test's event loop may run already.
+    yield client
+    ray.get(client.actor.stop.remote())
+    ray.kill(client.actor)
 
 
 @pytest.fixture(scope="session")

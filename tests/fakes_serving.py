@@ -15,7 +15,7 @@ import jsonschema
 
 from serving.errors import GeneratorUnavailable, InvalidGeneration, Overloaded, PromptTooLong
 from serving.fair_queue import OUTPUT_WEIGHT, FairQueue
-from serving.passage_order import PassageArranger
+from serving.passage_order import PassageArranger, chunk_ids
 from serving.types import (
     Constraint,
     FinishReason,
@@ -142,8 +142,9 @@ class ScriptedGenerator:
         if request.reuse.mode != "reorder":
             return request.prompt.text, ()
         ids = [[ord(character) for character in segment.text] for segment in request.prompt.segments]
-        arranged, order = self._arranger.arrange(request.prompt, ids, request.reuse.order, request.tenant)
-        return "".join(chr(one) for segment in arranged for one in segment), order
+        sources = self._arranger.arrange(request.prompt, ids, request.reuse.order, request.tenant)
+        arranged = Prompt(tuple(request.prompt.segments[source] for source in sources))
+        return arranged.text, chunk_ids(arranged)
 
     def _reuse(self, tenant: str, text: str) -> int:
         cached = 0

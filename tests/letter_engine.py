@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from serving.chunk_kv.store_stats import StoreStats
+from serving.chunk_kv.store_stats import StoreStats, Tier
 from serving.driver import NO_CHUNK_KV, EngineAdapter, EngineLoad, EngineOutput, EngineRequest, StartTimings
 from serving.generator import LocalGenerator
 from serving.types import GeneratedChunk, GenerateRequest, Prompt, Sampling, Segment
@@ -86,6 +86,9 @@ class LetterEngine:
 
     def store_stats(self) -> StoreStats | None:
         return self.stored
+
+    def chunk_tiers(self, keys: Sequence[str]) -> list[Tier | None]:
+        return [None] * len(keys)
 
     def load_adapter(self, adapter: EngineAdapter) -> None:
         self.adapters[adapter.number] = adapter

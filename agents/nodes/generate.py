@@ -108,6 +108,7 @@ async def generate(state: RagState, runtime: Runtime[RunContext]) -> dict[str, A
         request_id=f"{context.run_id}-{state.get('num_model_calls', 0)}",
         tenant=context.tenant,
         run_began_s=context.began_s,
+        session=context.session,
         deadline_s=context.remaining_s,
         reuse=config.reuse,
     )

@@ -145,6 +145,7 @@ async def act(state: MultiHopState, runtime: Runtime[RunContext]) -> dict[str, A
         request_id=f"{context.run_id}-{state.get('num_model_calls', 0)}",
         tenant=context.tenant,
         run_began_s=context.began_s,
+        session=context.session,
         deadline_s=context.remaining_s,
         # The numbers of passages are what the loop's calls name: they keep their places.
         reuse=config.reuse if config.reuse.mode != "reorder" else KVReuse(),

@@ -12,7 +12,6 @@ import queue
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from serving.chunk_kv.chunk import ChunkKV
 from serving.chunk_kv.chunk_file import (
@@ -24,14 +23,12 @@ from serving.chunk_kv.chunk_file import (
     write_chunk,
 )
 from serving.chunk_kv.eviction import BoundedEntries
-from serving.chunk_kv.store_stats import StoreStats
+from serving.chunk_kv.store_stats import StoreStats, Tier
 
 logger = logging.getLogger(__name__)
 
 MAX_PENDING_WRITES = 64
 """Chunks that may wait for the disk; one more stays in memory alone."""
-
-Tier = Literal["memory", "disk"]
 
 
 class ChunkStore:

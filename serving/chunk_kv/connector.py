@@ -13,6 +13,7 @@ request a `cache_salt` of its own kind (`serving.chunk_kv.blend_plan`), which ke
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from serving.chunk_kv.chunk_store import ChunkStore
 from serving.chunk_kv.key_rotation import KeyRotation
 from serving.chunk_kv.paged_kv import PagedKV, UnreadableCache
 from serving.chunk_kv.segment_forward import PromptRuns, SegmentForward
-from serving.chunk_kv.store_stats import StoreStats
+from serving.chunk_kv.store_stats import StoreStats, Tier
 from serving.chunk_kv.supported_models import model_rotation, refusal
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,10 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
     def store_stats(self) -> StoreStats:
         """Return what the store holds and did."""
         return self._shared.store.stats()
+
+    def tiers(self, keys: Sequence[str]) -> list[Tier | None]:
+        """Return where the store has each of these chunks; None where it has not."""
+        return [self._shared.store.tier(key) for key in keys]
 
     # The scheduler's side.
 

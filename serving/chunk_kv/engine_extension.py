@@ -7,7 +7,7 @@ from typing import Any
 from vllm.distributed.kv_transfer import get_kv_transfer_group
 
 from serving.chunk_kv.connector import ChunkKVConnector
-from serving.chunk_kv.store_stats import StoreStats
+from serving.chunk_kv.store_stats import StoreStats, Tier
 
 
 class ChunkKVWorker:
@@ -22,6 +22,10 @@ class ChunkKVWorker:
     def chunk_kv_stats(self) -> StoreStats:
         """Return what the store holds and what became of what was asked of it."""
         return _connector().store_stats
+
+    def chunk_kv_tiers(self, keys: list[str]) -> list[Tier | None]:
+        """Return where the store has each of these chunks; None where it has not."""
+        return _connector().tiers(keys)
 
 
 def _connector() -> ChunkKVConnector:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Tier = Literal["memory", "disk"]
+"""Where a store has a chunk."""
 
 
 @dataclass(frozen=True, slots=True)

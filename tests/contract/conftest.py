@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from fakes_retrieval import HashEmbedder, MemoryRetrieval
@@ -12,9 +11,6 @@ from fakes_retrieval import HashEmbedder, MemoryRetrieval
 from retrieval.config import RetrievalConfig
 from retrieval.service import LocalRetrieval
 from retrieval.sharding.sharded_retrieval import ShardedRetrieval
-
-if TYPE_CHECKING:
-    from serving import ActorGenerator
 
 
 @pytest.fixture(scope="session")
@@ -29,21 +25,6 @@ def actor_retrieval(ray_session: None, tmp_path_factory: pytest.TempPathFactory)
     yield retrieval
     for handle in (retrieval.shard, retrieval.embedder):
         ray.kill(handle, no_restart=True)
-
-
-@pytest.fixture(scope="session")
-def spare_engine(ray_session: None) -> Iterator[ActorGenerator]:
-    """A second engine, whose weights tests may change; it takes three adapters."""
-    import ray
-
-    from serving import ServingConfig, start_generator
-
-    config = ServingConfig(max_adapters=3, kv_cache_bytes=64 << 20)
-    client = start_generator(config, num_cpus=0.5)
-    ray.get(client.actor.ready.remote())  # A test's event loop may run already.
-    yield client
-    ray.get(client.actor.stop.remote())
-    ray.kill(client.actor)
 
 
 @pytest.fixture(params=["memory", "local", "sharded", pytest.param("actor", marks=pytest.mark.integration)])

@@ -1,4 +1,4 @@
-"""What every `Generator` promises, run over the scripted fake and over the real engine behind its actor."""
+"""What every `Generator` promises, over the scripted fake, the engine behind its actor, and two of each."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
+from fakes_replica import ScriptedReplica
 from fakes_serving import ScriptedGenerator
 
 from serving.config import ServingConfig
 from serving.errors import InvalidGeneration, Overloaded, PromptTooLong
 from serving.prompt import PromptPassage, Turn, chat_prompt, rag_prompt
+from serving.routing.routed_generator import RoutedGenerator
 from serving.types import (
     Constraint,
     GeneratedChunk,
@@ -31,10 +33,21 @@ LONG = Sampling(max_tokens=1500, temperature=2.0, seed=11)
 """Draws almost evenly from the vocabulary, so that a generation does not end by itself for long."""
 
 
-@pytest.fixture(params=["scripted", pytest.param("engine", marks=pytest.mark.integration)])
+@pytest.fixture(
+    params=[
+        "scripted",
+        "scripted replicas",
+        pytest.param("engine", marks=pytest.mark.integration),
+        pytest.param("engines", marks=pytest.mark.integration),
+    ]
+)
 def generator(request: pytest.FixtureRequest) -> Generator:
     if request.param == "engine":
         return request.getfixturevalue("engine")
+    if request.param == "engines":
+        return RoutedGenerator([request.getfixturevalue(name) for name in ("engine", "spare_engine")])
+    if request.param == "scripted replicas":
+        return RoutedGenerator([ScriptedReplica(SCRIPT, token_delay_s=0.001) for _ in range(2)])
     return ScriptedGenerator(SCRIPT, token_delay_s=0.001)
 
 

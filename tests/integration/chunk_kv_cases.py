@@ -23,6 +23,8 @@ from serving.environment import engine_environment
 from serving.generator import LocalGenerator
 from serving.inproc_driver import InprocDriver
 from serving.prompt import PromptPassage, rag_prompt
+from serving.routing.prompt_path import prompt_path
+from serving.routing.replica_view import ReplicaView
 from serving.types import GenerateRequest, KVReuse, Sampling, TokenUsage
 from serving.weights import model_folder
 
@@ -428,6 +430,30 @@ async def test_a_tenant_does_not_get_what_another_had_computed(generator: LocalG
     _, mine = await answer(generator, (1, 0), BLEND, "mine")
     _, yours = await answer(generator, (1, 0), BLEND, "yours")
     assert (mine.mode, yours.mode) == ("blend", "exact")
+
+
+async def test_routers_are_told_which_chunks_are_stored(engine: Engine, gate: GateConfig):
+    config = replace(engine.config, blend_gate=gate, num_replicas=2)
+    driver = InprocDriver(config, "", build=lambda *_: (Unclosed(engine.vllm), StartTimings(0.0, 0.0)))
+    generator = LocalGenerator(config, driver)
+    await generator.start()
+    view = ReplicaView()
+    try:
+        await answer(generator, (0, 1), BLEND, "routed")
+        view.take(await generator.kv_report("", 0), [])
+        assert view.state.blends
+        prompt = rag_prompt("And this?", [PASSAGES[number] for number in (1, 2, 0)])
+        path = prompt_path(GenerateRequest(prompt, tenant="routed", reuse=BLEND), is_blended=True)
+        before = view.reusable(path)
+        await generator.idle_work_done()
+        view.take(await generator.kv_report(view.life, view.version), [])
+        after = view.reusable(path)
+        assert before.memory_chars == 0
+        assert after.memory_chars == pytest.approx(path.chunk_chars * 2 / 3, rel=0.01)
+        view.take(await generator.kv_report("", 0), [])
+        assert view.reusable(path) == after
+    finally:
+        await generator.stop()
 
 
 class TestGate:
