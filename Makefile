@@ -31,6 +31,8 @@ bench: $(VENV)/.ready-dev
 	$(BIN)/python -m benchmarks.serving_ttft
 	$(BIN)/python -m benchmarks.serving_ttft --deep
 	$(BIN)/python -m benchmarks.serving_fairness
+	$(BIN)/python -m benchmarks.serving_routing
+	$(BIN)/python -m benchmarks.serving_overhead
 	$(BIN)/python -m benchmarks.reading
 	$(BIN)/python -m benchmarks.samples
 	$(BIN)/python -m benchmarks.retrieval_quality

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Self
@@ -27,6 +28,7 @@ from graft.running import only_platform
 from graft.stages import OnStage, Stage, stage
 from retrieval.extraction.files import read_file
 from retrieval.types import DEFAULT_TENANT, DocumentState
+from serving.config import ServingConfig, usable_cores
 
 if TYPE_CHECKING:
     from agents.pipeline import Pipeline
@@ -34,8 +36,7 @@ if TYPE_CHECKING:
     from retrieval.ingestion.bulk import BulkProgress, SourceFile
     from retrieval.sharding.routed_graph import RoutedGraph
     from retrieval.types import Metadata
-    from serving.client import ActorGenerator
-    from serving.routing.routed_generator import RoutedGenerator
+    from serving import ActorGenerator, RoutedGenerator
 
 NAMESPACE = "graft"
 """Ray namespace of every actor of ours."""
@@ -212,7 +213,7 @@ class Platform:
             others = [self._new_generator(number, stack) for number in range(1, num_replicas)]
             await asyncio.gather(*(other.ready() for other in others))
             if others:
-                from serving.routing.routed_generator import RoutedGenerator
+                from serving import RoutedGenerator
 
                 self._generator = RoutedGenerator([first, *others])
             info = await self._generator.info()
@@ -220,10 +221,10 @@ class Platform:
             done.message = f"{info.model_id} answers, context of {info.max_model_len:,} tokens{replicas}"
 
     def _new_generator(self, number: int, stack: AsyncExitStack) -> ActorGenerator:
-        from serving.actor import start_generator
+        from serving import start_generator
 
         generator = start_generator(
-            self._sized.serving,
+            _threaded(self._sized.serving),
             name=GENERATOR if not number else f"generator-{number}",
             namespace=NAMESPACE,
             num_cpus=0,
@@ -389,6 +390,8 @@ class Platform:
         return Part("retrieval", "ready", f"{documents} documents, {chunks} chunks")
 
     async def _generator_part(self) -> Part:
+        from serving import RoutedGenerator
+
         if self._generator is None:
             return Part("generator", "off", "not started")
         try:
@@ -396,7 +399,10 @@ class Platform:
                 stats = await self._generator.stats()
         except (TimeoutError, *unavailable()) as error:
             return Part("generator", "failed", str(error) or f"no answer within {PART_TIMEOUT_S:.0f} s")
-        return Part("generator", "ready", f"{stats.num_running} running, {stats.num_waiting} waiting")
+        detail = f"{stats.num_running} running, {stats.num_waiting} waiting"
+        if isinstance(self._generator, RoutedGenerator):
+            detail = f"{self._generator.num_up} of {len(self._generator.replicas)} replicas, {detail}"
+        return Part("generator", "ready", detail)
 
     async def metrics(self) -> str:
         """Return the metrics of every part as Prometheus text; one that does not answer is shown as down."""
@@ -422,6 +428,15 @@ async def _all(starts: Iterable[Coroutine[Any, Any, None]]) -> None:
                 group.create_task(start)
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
+
+
+def _threaded(serving: ServingConfig) -> ServingConfig:
+    """Return the settings with the cores of a single machine divided among its generators."""
+    import ray
+
+    if serving.num_replicas == 1 or serving.num_threads is not None or len(ray.nodes()) > 1:
+        return serving
+    return replace(serving, num_threads=max(usable_cores() // serving.num_replicas, 1))
 
 
 def _placement(label: str) -> dict[str, float] | None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from serving.generator import LocalGenerator
     from serving.health import GeneratorHealth
     from serving.prompt import PromptPassage, Turn, chat_prompt, encode_prompt, rag_prompt
+    from serving.routing.routed_generator import RoutedGenerator
     from serving.tokenizer import ModelTokenizer
     from serving.types import (
         AdapterInfo,
@@ -66,6 +67,7 @@ _HOMES = {
     "serving.generator": ("LocalGenerator",),
     "serving.health": ("GeneratorHealth",),
     "serving.prompt": ("PromptPassage", "Turn", "chat_prompt", "encode_prompt", "rag_prompt"),
+    "serving.routing.routed_generator": ("RoutedGenerator",),
     "serving.tokenizer": ("ModelTokenizer",),
     "serving.types": (
         "AdapterInfo",
@@ -107,6 +109,7 @@ __all__ = [
     "Prompt",
     "PromptPassage",
     "PromptTooLong",
+    "RoutedGenerator",
     "Sampling",
     "Segment",
     "ServingConfig",

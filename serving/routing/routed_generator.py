@@ -110,6 +110,11 @@ class RoutedGenerator:
         """Return the replicas that requests may be sent to, whether they answer or not."""
         return tuple(self._replicas)
 
+    @property
+    def num_up(self) -> int:
+        """Return how many replicas are not known to be down."""
+        return len(self._replicas) - len(self._down)
+
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GeneratedChunk]:
         """Stream the output of one request; see `Generator.generate`."""
         with self._claimed(request.request_id):
