@@ -50,6 +50,9 @@ class ServingConfig:
     chunk_kv_bytes: int = 0
     """Host memory for the KV of chunks, which requests with `reuse.mode="blend"` take from, 0 or more; 0
     leaves chunk reuse out of the engine and serves such requests exactly."""
+    chunk_kv_step_tokens: int = 1024
+    """Most tokens that blended prompts compute in one step of the engine, 32 or more, so that others are held
+    up little; what does not fit waits for the next step, and a prompt that needs more has one to itself."""
     chunk_kv_disk_bytes: int = 0
     """Disk space for the same beyond memory, 0 or more; goes with `chunk_kv_folder`."""
     chunk_kv_folder: str | None = None
@@ -97,6 +100,7 @@ class ServingConfig:
             ranks = ", ".join(map(str, ADAPTER_RANKS))
             raise ValueError(f"serving.max_adapter_rank must be one of {ranks}, got {self.max_adapter_rank}")
         self._check_range("chunk_kv_bytes", self.chunk_kv_bytes, 0, 1 << 44)
+        self._check_range("chunk_kv_step_tokens", self.chunk_kv_step_tokens, 32, 1 << 20)
         self._check_range("chunk_kv_disk_bytes", self.chunk_kv_disk_bytes, 0, 1 << 50)
         if bool(self.chunk_kv_disk_bytes) != bool(self.chunk_kv_folder):
             raise ValueError(

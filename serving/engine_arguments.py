@@ -88,6 +88,7 @@ def _chunk_kv(config: ServingConfig) -> dict[str, Any]:
                 "memory_bytes": config.chunk_kv_bytes,
                 "disk_bytes": config.chunk_kv_disk_bytes,
                 "folder": config.chunk_kv_folder,
+                "step_tokens": config.chunk_kv_step_tokens,
             },
         ),
         "worker_extension_cls": "serving.chunk_kv.engine_extension.ChunkKVWorker",

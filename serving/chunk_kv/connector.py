@@ -93,6 +93,11 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
         self._shared = _SHARED[engine_id]
         self._shared.roles.add(role)
         self._promised: dict[str, int] = {}
+        self._max_step_tokens = int(vllm_config.kv_transfer_config.kv_connector_extra_config["step_tokens"])
+        self._step_tokens = 0
+        """Tokens that keeping this step's promises computes, estimated."""
+        self._costs: dict[str, int] = {}
+        """The same of each request that was promised something."""
         self._paged: PagedKV | None = None
         self._forward: SegmentForward | None = None
         self._rotate: KeyRotation | None = None
@@ -109,8 +114,11 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
 
     # The scheduler's side.
 
-    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
-        """Promise all up to the end of the last chunk, where enough beyond what is cached is stored."""
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        """Promise all up to the end of the last chunk, where enough beyond what is cached is stored.
+
+        Returns None, to be asked again for the next step, where this one's promises cost enough.
+        """
         plan = BlendPlan.from_params(request.kv_transfer_params)
         if plan is None or not plan.load or not self._shared.is_attached:
             return 0, False
@@ -125,12 +133,19 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
         )
         if num_stored < MIN_LOADED:
             return 0, False
+        repair = plan.repair
+        num_repaired = max(repair.first_k * len(plan.load), round(repair.share * num_stored))
+        cost = end - num_computed_tokens - num_stored + min(num_repaired, num_stored)
+        if self._step_tokens and self._step_tokens + cost > self._max_step_tokens:
+            return None, False
+        self._costs[request.request_id] = cost
         return max(end - num_computed_tokens, 0), False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Note a promise that the engine took up."""
         if num_external_tokens:
             self._promised[request.request_id] = num_external_tokens
+            self._step_tokens += self._costs[request.request_id]
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         """Return what this step's new requests load and capture."""
@@ -155,6 +170,8 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
                 )
             )
         self._promised.clear()
+        self._costs.clear()
+        self._step_tokens = 0
         return _StepTasks(tasks)
 
     def request_finished_all_groups(

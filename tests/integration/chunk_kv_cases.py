@@ -249,6 +249,24 @@ def test_requests_of_one_step_are_blended_each_by_its_own_plan(engine: Engine):
     assert [tokens for tokens, _ in together] == [*alone, exact]
 
 
+@pytest.mark.parametrize(("step_tokens", "per_step"), [(1024, [3]), (160, [2, 1]), (32, [1, 1, 1])])
+def test_what_does_not_fit_a_step_waits_for_the_next(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, step_tokens: int, per_step: list[int]
+):
+    capture_alone(engine, "a", "b", "c")
+    asked = [prompt(*names) for names in ("ab", "ca", "b")]
+    alone = [engine.run(request(ids, BlendPlan(load=spans)))[0][0] for ids, spans in asked]
+    scheduler = engine.vllm._engine.engine_core.engine_core.scheduler
+    monkeypatch.setattr(scheduler.connector, "_max_step_tokens", step_tokens)
+    steps: list[int] = []
+    load = engine.connector._load
+    monkeypatch.setattr(engine.connector, "_load", lambda tasks: (steps.append(len(tasks)), load(tasks)))
+    together = engine.run(*(request(ids, BlendPlan(load=spans)) for ids, spans in asked))
+    assert [tokens for tokens, _ in together] == alone
+    assert all(output.chunk_use and output.chunk_use.loaded for _, output in together)
+    assert steps == per_step
+
+
 def prompt_of(names: tuple[str, ...]) -> tuple[list[int], tuple[ChunkSpan, ...]]:
     return prompt(*names)
 
