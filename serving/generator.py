@@ -109,7 +109,8 @@ class LocalGenerator:
         self._reader = PromptReader(self._tokenizer, self.config.max_model_len, self._driver.kv_tokens)
         if self._driver.no_blend_reason is None:
             gate = QualityGate(self.config.blend_gate)
-            self._blending = Blending(self._driver, gate, self._metrics.checked)
+            decode = self._tokenizer.decode
+            self._blending = Blending(self._driver, gate, decode, self._metrics.checked)
         return timings
 
     async def stop(self) -> None:

@@ -41,6 +41,9 @@ class GeneratorMetrics:
             "blend_kl", "Mean divergence of the first token in the last checks, nats."
         )
         self._blend_agreement = self._gauge("blend_agreement", "Mean share of equal tokens in them.")
+        self._blend_citations = self._gauge(
+            "blend_citation_overlap", "Mean share of cited passages that both answers cite."
+        )
         self._blend_closed = self._gauge("blend_closed", "1 once blending was turned off by its checks.")
         self._requests = Counter(
             "graft_generator_requests",
@@ -118,6 +121,7 @@ class GeneratorMetrics:
         self._blend_checks.inc()
         self._blend_kl.set(gate.mean_kl)
         self._blend_agreement.set(gate.mean_agreement)
+        self._blend_citations.set(gate.mean_citation_overlap)
         self._blend_closed.set(gate.closed_reason is not None)
 
     def ended(self, reason: FinishReason | None, usage: TokenUsage, seconds: float) -> None:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from serving.chunk_kv.blend_plan import BlendPlan, ChunkUse
 from serving.chunk_kv.idle_work import IdleWork, run_to_end
 from serving.chunk_kv.prompt_chunks import PromptChunks
-from serving.chunk_kv.quality_gate import QualityGate, compare
+from serving.chunk_kv.quality_gate import CheckedAnswer, QualityGate, compare
 from serving.driver import Driver, EngineRequest
 from serving.request_limits import MAX_PRIORITY
 from serving.types import Sampling
 
 logger = logging.getLogger(__name__)
 
-CHECKED_TOKENS = 32
-"""Tokens of an answer that are compared when a blended one is checked."""
+CHECKED_TOKENS = 128
+"""Most tokens of an answer that is made again to be checked: enough to cite what it rests on."""
 CHECKED_LOGPROBS = 20
 """Likeliest first tokens that are compared then."""
 
@@ -30,12 +30,20 @@ class Blending:
     Args:
         driver: The engine, started.
         gate: Judges blended answers.
+        decode: Returns the text of tokens.
         on_check: Called after each judgement.
     """
 
-    def __init__(self, driver: Driver, gate: QualityGate, on_check: Callable[[QualityGate], None]) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        gate: QualityGate,
+        decode: Callable[[Sequence[int]], str],
+        on_check: Callable[[QualityGate], None],
+    ) -> None:
         self._driver = driver
         self._gate = gate
+        self._decode = decode
         self._on_check = on_check
         self._idle = IdleWork(driver)
 
@@ -88,7 +96,8 @@ class Blending:
         answers = []
         for request in (exact, blended):
             output = await run_to_end(self._driver, replace(request, request_id=uuid.uuid4().hex))
-            answers.append((output.token_ids, output.first_logprobs or {}))
+            text = self._decode(output.token_ids)
+            answers.append(CheckedAnswer(output.token_ids, output.first_logprobs or {}, text))
         self._gate.record(compare(*answers))
         self._on_check(self._gate)
         if self._gate.closed_reason is not None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+AGREEMENT_TOKENS = 32
+"""Tokens of an answer that are compared one by one."""
+_CITATION = re.compile(r"\[(\d{1,3})\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,8 @@ class GateConfig:
     """Largest mean divergence of the first token's distribution, in nats, more than 0."""
     min_agreement: float = 0.8
     """Smallest mean share of the first 32 greedy tokens that are the same, 0 to 1."""
+    min_citation_overlap: float = 0.8
+    """Smallest mean overlap of the passages that both answers cite, 0 to 1."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.check_share <= 1.0:
@@ -32,6 +39,20 @@ class GateConfig:
             raise ValueError(f"max_kl must be > 0, got {self.max_kl}")
         if not 0.0 <= self.min_agreement <= 1.0:
             raise ValueError(f"min_agreement must be in [0, 1], got {self.min_agreement}")
+        if not 0.0 <= self.min_citation_overlap <= 1.0:
+            raise ValueError(f"min_citation_overlap must be in [0, 1], got {self.min_citation_overlap}")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedAnswer:
+    """A greedy answer as it is compared."""
+
+    token_ids: Sequence[int]
+    """Its first tokens, `AGREEMENT_TOKENS` of them count."""
+    first_logprobs: Mapping[int, float]
+    """Log-probabilities of the likeliest first tokens by id."""
+    text: str = ""
+    """All that was generated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +63,23 @@ class Comparison:
     """Divergence of the blended first token's distribution from the exact one, in nats."""
     agreement: float
     """Share of the exact answer's tokens that the blended one begins with."""
+    citation_overlap: float = 1.0
+    """Passages cited by both over those cited by either; 1 where neither cites any."""
 
 
-def compare(
-    exact: tuple[Sequence[int], Mapping[int, float]], blended: tuple[Sequence[int], Mapping[int, float]]
-) -> Comparison:
-    """Return how far a blended answer is from the exact one.
+def compare(exact: CheckedAnswer, blended: CheckedAnswer) -> Comparison:
+    """Return how far a blended answer is from the exact one to the same prompt."""
+    return Comparison(
+        kl_divergence(exact.first_logprobs, blended.first_logprobs),
+        agreement(exact.token_ids[:AGREEMENT_TOKENS], blended.token_ids[:AGREEMENT_TOKENS]),
+        citation_overlap(exact.text, blended.text),
+    )
 
-    Args:
-        exact: Greedy tokens, and log-probabilities of the likeliest first tokens by id.
-        blended: The same of the blended answer.
-    """
-    return Comparison(kl_divergence(exact[1], blended[1]), agreement(exact[0], blended[0]))
+
+def citation_overlap(exact: str, blended: str) -> float:
+    """Return how many of the passages that two answers cite as [n] are cited by both (Jaccard index)."""
+    one, other = (set(_CITATION.findall(text)) for text in (exact, blended))
+    return len(one & other) / len(one | other) if one | other else 1.0
 
 
 def kl_divergence(exact: Mapping[int, float], blended: Mapping[int, float]) -> float:
@@ -111,6 +137,11 @@ class QualityGate:
         """Return the mean agreement of the last checks, 1 before the first."""
         return _mean([one.agreement for one in self._recent]) if self._recent else 1.0
 
+    @property
+    def mean_citation_overlap(self) -> float:
+        """Return the mean overlap of citations in the last checks, 1 before the first."""
+        return _mean([one.citation_overlap for one in self._recent]) if self._recent else 1.0
+
     def wants_check(self) -> bool:
         """Return whether the next blended answer is to be checked."""
         if self.closed_reason is not None or not self._config.check_share:
@@ -124,11 +155,16 @@ class QualityGate:
         if len(self._recent) < self._config.window or self.closed_reason is not None:
             return
         config = self._config
-        if self.mean_kl > config.max_kl or self.mean_agreement < config.min_agreement:
+        if (
+            self.mean_kl > config.max_kl
+            or self.mean_agreement < config.min_agreement
+            or self.mean_citation_overlap < config.min_citation_overlap
+        ):
             self.closed_reason = (
                 f"blending was turned off: over the last {config.window} answers checked, the first token's "
-                f"distribution diverged by {self.mean_kl:.3f} nats (limit {config.max_kl}) and "
-                f"{self.mean_agreement:.0%} of greedy tokens agreed (limit {config.min_agreement:.0%}); "
+                f"distribution diverged by {self.mean_kl:.3f} nats (limit {config.max_kl}), "
+                f"{self.mean_agreement:.0%} of greedy tokens agreed (limit {config.min_agreement:.0%}) and "
+                f"{self.mean_citation_overlap:.0%} of citations (limit {config.min_citation_overlap:.0%}); "
                 "repair more (reuse.first_k, reuse.repair_share), or keep reuse.mode exact for this model"
             )
 

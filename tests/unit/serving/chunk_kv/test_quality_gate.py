@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from serving.chunk_kv.quality_gate import (
+    CheckedAnswer,
     Comparison,
     GateConfig,
     QualityGate,
     agreement,
+    citation_overlap,
     compare,
     kl_divergence,
 )
@@ -46,7 +48,8 @@ def test_equal_distributions_do_not_diverge():
 )
 def test_agreement_ends_at_the_first_token_that_differs(exact, blended, share: float):
     assert agreement(exact, blended) == share
-    assert compare((exact, log(0.9)), (blended, log(0.9))).agreement == share
+    one, other = CheckedAnswer(exact, log(0.9)), CheckedAnswer(blended, log(0.9))
+    assert compare(one, other) == Comparison(pytest.approx(0.0), share)
 
 
 def test_the_gate_closes_on_a_full_window_that_falls_short_and_says_why():
@@ -64,8 +67,30 @@ def test_the_gate_closes_on_a_full_window_that_falls_short_and_says_why():
     assert gate.closed_reason is not None, "a closed gate stays closed"
 
 
-@pytest.mark.parametrize("comparison", [Comparison(0.2, 1.0), Comparison(0.0, 0.7)])
-def test_either_measure_closes_the_gate(comparison: Comparison):
+@pytest.mark.parametrize(
+    ("exact", "blended", "share"),
+    [
+        ("Blocks [1]. Trees [2].", "Trees [2], and blocks [1] [1].", 1.0),
+        ("Blocks [1]. Trees [2].", "Trees [2].", 0.5),
+        ("Blocks [1].", "Nothing.", 0.0),
+        ("Nothing.", "Nothing [at all].", 1.0),
+    ],
+)
+def test_citations_are_compared_as_sets(exact: str, blended: str, share: float):
+    assert citation_overlap(exact, blended) == share
+    answers = [CheckedAnswer([1], log(0.9), text) for text in (exact, blended)]
+    assert compare(*answers).citation_overlap == share
+
+
+def test_only_the_first_32_tokens_are_compared_one_by_one():
+    one, other = (CheckedAnswer([*range(32), last], log(0.9)) for last in (100, 101))
+    assert compare(one, other).agreement == 1.0
+
+
+@pytest.mark.parametrize(
+    "comparison", [Comparison(0.2, 1.0), Comparison(0.0, 0.7), Comparison(0.0, 1.0, 0.7)]
+)
+def test_each_measure_closes_the_gate(comparison: Comparison):
     gate = QualityGate(GateConfig(window=2))
     gate.record(comparison)
     gate.record(comparison)
@@ -90,7 +115,14 @@ def test_a_share_of_zero_checks_nothing():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"check_share": 1.5}, {"window": 0}, {"max_kl": 0.0}, {"min_agreement": -0.1}]
+    "fields",
+    [
+        {"check_share": 1.5},
+        {"window": 0},
+        {"max_kl": 0.0},
+        {"min_agreement": -0.1},
+        {"min_citation_overlap": 1.1},
+    ],
 )
 def test_settings_out_of_bounds_are_refused(fields: dict[str, float]):
     with pytest.raises(ValueError, match=next(iter(fields))):
