@@ -276,8 +276,10 @@ async def _repair_difference(config: ServingConfig) -> float:
                         capture = BlendPlan(capture=(ChunkSpan(30, 280, span.key),))
                         alone = [*token_ids[:30], *token_ids[span.start : span.end]]
                         await run_to_end(driver, _request(alone, capture))
-                request = _request(token_ids, blend)
-                found.append((await run_to_end(driver, request)).first_logprobs or {})
+                output = await run_to_end(driver, _request(token_ids, blend))
+                if blend is not None and (output.chunk_use is None or output.chunk_use.computed < 1000):
+                    raise RuntimeError(f"the prompt was not recomputed by the connector: {output.chunk_use}")
+                found.append(output.first_logprobs or {})
             exact, repaired = found
             worst = max(
                 worst, max(abs(exact[token] - repaired[token]) for token in exact.keys() & repaired.keys())
