@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,8 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agents.errors import InvalidQuestion
 from graft.access import Access
-from graft.errors import AccessDenied
-from graft.wire import OURS, error_to_json
+from graft.drain import Drain
+from graft.errors import AccessDenied, ShuttingDown
+from graft.wire import BUSY, OURS, error_to_json, status_of
 from serving.errors import Overloaded
 
 T = TypeVar("T")
@@ -26,6 +27,9 @@ CLIENT_LEFT = 499
 """Status of a request whose client has left; nobody reads it but the access log."""
 OPEN_PATHS = ("/healthz", "/login")
 """Answered without authorisation: they tell nothing about documents."""
+WORK_PATHS = "/v1/"
+"""Requests below this are work: a drain waits for them and refuses new ones. The page's runs are admitted by
+the page, where a person can be told; health and metrics are answered to the end."""
 
 LARGE_BODIES = {
     "/v1/records": "send fewer records",
@@ -40,14 +44,17 @@ class Guard:
     It is plain ASGI, so handlers still learn of a client that leaves, and websockets are covered.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, max_body_bytes: int, max_large_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, access: Access, drain: Drain, max_body_bytes: int, max_large_body_bytes: int
+    ) -> None:
         self._app = app
         self._access = access
+        self._drain = drain
         self._max_body_bytes = max_body_bytes
         self._max_large_body_bytes = max_large_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 401 or 413."""
+        """Pass the request on, or answer 401, 413 or 503."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -56,7 +63,7 @@ class Guard:
             try:
                 self._access.tenant(headers)
             except AccessDenied as error:
-                await JSONResponse(error_to_json(error), status_code=401)(scope, receive, send)
+                await error_response(error)(scope, receive, send)
                 return
         length = headers.get("content-length", "0")
         is_json = headers.get("content-type", "").startswith("application/json")
@@ -70,7 +77,24 @@ class Guard:
             )
             await JSONResponse(error_to_json(error), status_code=413)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        with ExitStack() as work:
+            if scope["path"].startswith(WORK_PATHS):
+                try:
+                    work.enter_context(self._drain)
+                except ShuttingDown as error:
+                    await error_response(error)(scope, receive, send)
+                    return
+            await self._app(scope, receive, send)
+
+
+def error_response(error: Exception) -> JSONResponse:
+    """Return an error of ours as the answer to a request."""
+    headers: dict[str, str] = {}
+    if isinstance(error, BUSY):
+        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    if isinstance(error, ShuttingDown):
+        headers["connection"] = "close"  # what the client sends next may find another platform
+    return JSONResponse(error_to_json(error), status_code=status_of(error), headers=headers)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import os
 import tomllib
 import types
@@ -64,6 +65,9 @@ class ServerConfig:
     """Largest file accepted."""
     max_concurrent_runs: int = 64
     """Runs under way at once; more are answered 429."""
+    drain_s: float = 30.0
+    """Longest that a SIGTERM waits for requests under way to end, while new ones are answered 503; 0 ends
+    them at once, as Ctrl-C does."""
     ingest_folders: tuple[Path, ...] | None = None
     """Folders whose files are read in place for clients of this machine, hidden ones left out; None for the
     user's home folder and the folder the platform was started in."""
@@ -74,6 +78,8 @@ class ServerConfig:
         for name in ("max_body_bytes", "max_upload_bytes", "max_concurrent_runs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 <= self.drain_s < math.inf:
+            raise ValueError(f"drain_s must be a number of seconds >= 0, got {self.drain_s}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ GraftError
 |-- StartError           the platform cannot start here: port in use, not enough memory, missing model
 |-- NotRunning           no platform answers at that address
 |-- AccessDenied         the caller may not do this
+|-- ShuttingDown         the platform takes no new work; carries `retry_after_s`
 |-- NotInPlace           the platform does not read these files where they are; they have to be sent
 `-- RemoteError          the platform answered with an error; carries its message and status
 
@@ -32,6 +33,18 @@ class NotRunning(GraftError):
 
 class AccessDenied(GraftError):
     """The caller may not do this."""
+
+
+class ShuttingDown(GraftError):
+    """The platform takes no new work, and ends once what is under way has ended."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+        """Seconds after which another platform may answer in its place."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class NotInPlace(GraftError):

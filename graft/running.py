@@ -17,6 +17,8 @@ import psutil
 from graft.errors import StartError
 
 RECORD = "platform.json"
+STOP_PATIENCE_S = 60.0
+"""How long stopping may take, beyond a drain."""
 _POLL_S = 0.05
 
 
@@ -30,6 +32,8 @@ class Running:
     """Process that owns it."""
     process_started_s: float
     """Start time of that process, so that a reused pid is not mistaken for it."""
+    drain_s: float = 0.0
+    """How long it may wait for requests under way when it is told to stop."""
 
 
 def find_running(home: Path) -> Running | None:
@@ -43,9 +47,9 @@ def find_running(home: Path) -> Running | None:
         return None
 
 
-def write_record(home: Path, url: str) -> None:
-    """Publish this process as the platform of `home`."""
-    running = Running(url=url, pid=os.getpid(), process_started_s=psutil.Process().create_time())
+def write_record(home: Path, url: str, drain_s: float = 0.0) -> None:
+    """Publish this process as the platform of `home`, which drains for so long before it stops."""
+    running = Running(url, os.getpid(), psutil.Process().create_time(), drain_s)
     temporary = home / f"{RECORD}.tmp"
     temporary.write_text(json.dumps(asdict(running)), encoding="utf-8")
     temporary.replace(home / RECORD)
@@ -85,8 +89,14 @@ def only_platform(home: Path) -> Iterator[None]:
         yield
 
 
-def stop_running(home: Path, *, timeout_s: float = 60.0) -> Running | None:
+def stop_running(home: Path, *, timeout_s: float = STOP_PATIENCE_S) -> Running | None:
     """Stop the platform that runs from `home` and wait until its process is gone.
+
+    Requests under way may end first; a second call meanwhile ends them at once.
+
+    Args:
+        home: Its home folder.
+        timeout_s: Patience, beyond the time it may drain for.
 
     Returns:
         What was running, or None.
@@ -97,6 +107,7 @@ def stop_running(home: Path, *, timeout_s: float = 60.0) -> Running | None:
     running = find_running(home)
     if running is None:
         return None
+    timeout_s += running.drain_s
     end_s = time.monotonic() + timeout_s
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(running.pid)

@@ -1,4 +1,4 @@
-"""`graft up`: the platform, its server, and an orderly end on Ctrl-C or SIGTERM."""
+"""`graft up`: the platform, its server, and an orderly end: on Ctrl-C at once, on SIGTERM after a drain."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from graft.access import Access
+from graft.drain import Drain
 from graft.errors import StartError
 from graft.running import find_running, remove_record, write_record
 from graft.stages import OnStage, Stage, stage
@@ -15,6 +16,22 @@ from graft.stages import OnStage, Stage, stage
 if TYPE_CHECKING:
     from graft.config import GraftConfig
     from graft.sdk import AsyncGraft
+
+
+class EndSignals:
+    """What signals ask for: Ctrl-C, or a second signal, an end at once; SIGTERM, one after a drain."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        """Set once the platform is to end."""
+        self.at_once = asyncio.Event()
+        """Set once nothing is to be waited for."""
+
+    def on_signal(self, number: int) -> None:
+        """Take note of a signal."""
+        if number == signal.SIGINT or self.asked.is_set():
+            self.at_once.set()
+        self.asked.set()
 
 
 def serve(config: GraftConfig, *, on_stage: OnStage) -> None:
@@ -51,12 +68,12 @@ def _listen(host: str, port: int) -> socket.socket:
 async def _serve(config: GraftConfig, access: Access, listener: socket.socket, report: OnStage) -> None:
     from graft.sdk import AsyncGraft
 
-    stop = asyncio.Event()
+    end = EndSignals()
     loop = asyncio.get_running_loop()
 
     def own_signals() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, end.on_signal, number)
 
     def on_stage(at: Stage) -> None:
         if at.name == "ray":
@@ -67,7 +84,7 @@ async def _serve(config: GraftConfig, access: Access, listener: socket.socket, r
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     starting = asyncio.create_task(AsyncGraft.up(config, on_stage=on_stage, url=url))
-    stopping = asyncio.create_task(stop.wait())
+    stopping = asyncio.create_task(end.asked.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         on_stage(Stage("stopping", "interrupted while starting"))
@@ -76,7 +93,7 @@ async def _serve(config: GraftConfig, access: Access, listener: socket.socket, r
         return
     graft = starting.result()
     try:
-        await _run_server(config, access, graft, listener, url, stop, on_stage)
+        await _run_server(config, access, graft, listener, url, end, on_stage)
     finally:
         remove_record(config.home)
         stopping.cancel()
@@ -91,14 +108,16 @@ async def _run_server(
     graft: AsyncGraft,
     listener: socket.socket,
     url: str,
-    stop: asyncio.Event,
+    end: EndSignals,
     on_stage: OnStage,
 ) -> None:
     from graft.http_server import HttpServer
     from graft.server import create_app, mount_ui
 
+    drain = Drain()
     with stage(on_stage, "server", "building the chat page and the API") as done:
-        app = mount_ui(create_app(graft, access, config.server), graft, access, config.server)
+        app = create_app(graft, access, config.server, drain)
+        app = mount_ui(app, graft, access, config.server, drain)
         server = HttpServer(app)
         serving = asyncio.create_task(server.serve([listener]))
         listening = asyncio.create_task(server.listening.wait())
@@ -107,9 +126,15 @@ async def _run_server(
         if serving.done():
             serving.result()
             raise StartError("the HTTP server ended while starting; see the messages above")
-        write_record(config.home, url)
+        write_record(config.home, url, config.server.drain_s)
         done.message = f"chat and API at {url}"
     on_stage(Stage("ready", f"open {url} - Ctrl-C stops it", 0.0))
-    await stop.wait()
+    await end.asked.wait()
+    if drain.num_under_way and not end.at_once.is_set():
+        limit_s = config.server.drain_s
+        waiting = f"waiting up to {limit_s:g} s for {drain.num_under_way} under way"
+        with stage(on_stage, "draining", waiting) as done:
+            left = await drain.run(limit_s, end.at_once)
+            done.message = f"{left} under way are cut off" if left else "all that was under way has ended"
     server.should_exit = True
     await serving

@@ -17,24 +17,15 @@ from starlette.exceptions import HTTPException
 from agents.budget import Budget
 from agents.state import ChatTurn
 from graft.access import TOKEN_COOKIE, Access
-from graft.admission import Admission, Guard, event_stream, sse, while_connected
+from graft.admission import Admission, Guard, error_response, event_stream, sse, while_connected
 from graft.config import ServerConfig
+from graft.drain import Drain
 from graft.graph_api import graph_router
 from graft.in_place import InPlace
 from graft.index_api import index_router
 from graft.ingest_api import ingest_router
 from graft.sdk import AsyncGraft
-from graft.wire import (
-    BUSY,
-    OURS,
-    answer_to_json,
-    error_to_json,
-    event_to_json,
-    failure_of,
-    metadata_of,
-    status_of,
-    to_json,
-)
+from graft.wire import OURS, answer_to_json, event_to_json, failure_of, metadata_of, to_json
 from retrieval.errors import InvalidDocument
 from retrieval.filter_parsing import parse_filter
 from retrieval.types import DEFAULT_LIBRARY, Expand, Fusion, Rerank, SearchMode, SearchRequest
@@ -208,21 +199,26 @@ def api_router(graft: AsyncGraft, admission: Admission, config: ServerConfig) ->
     return router
 
 
-def create_app(graft: AsyncGraft, access: Access, config: ServerConfig) -> FastAPI:
+def create_app(
+    graft: AsyncGraft, access: Access, config: ServerConfig, drain: Drain | None = None
+) -> FastAPI:
     """Return the application: API, health, metrics and the chat page.
 
     Args:
         graft: The platform it serves.
         access: Who may call.
         config: Limits.
+        drain: Counts requests under way and refuses new ones at the end; None for one of its own.
     """
     from graft.openai_api import openai_router
 
     app = FastAPI(title="Graft", docs_url="/docs", redoc_url=None)
     admission = Admission(config.max_concurrent_runs)
+    drain = drain or Drain()
     app.add_middleware(
         Guard,
         access=access,
+        drain=drain,
         max_body_bytes=config.max_body_bytes,
         max_large_body_bytes=config.max_upload_bytes,
     )
@@ -243,11 +239,9 @@ def create_app(graft: AsyncGraft, access: Access, config: ServerConfig) -> FastA
     @app.get("/healthz")
     async def healthz() -> Response:
         status = await graft.status()
-        body = {
-            "status": "ok" if status.healthy else "degraded",
-            "parts": {p.name: p.state for p in status.parts},
-        }
-        return JSONResponse(body, status_code=200 if status.healthy else 503)
+        told = "draining" if drain.has_begun else "ok" if status.healthy else "degraded"
+        body = {"status": told, "parts": {p.name: p.state for p in status.parts}}
+        return JSONResponse(body, status_code=200 if told == "ok" else 503)
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
@@ -261,10 +255,7 @@ def create_app(graft: AsyncGraft, access: Access, config: ServerConfig) -> FastA
         return response
 
     async def ours(_: Request, error: Exception) -> JSONResponse:
-        headers = (
-            {"retry-after": str(max(1, round(error.retry_after_s)))} if isinstance(error, BUSY) else None
-        )
-        return JSONResponse(error_to_json(error), status_code=status_of(error), headers=headers)
+        return error_response(error)
 
     for root in OURS:
         app.add_exception_handler(root, ours)
@@ -294,7 +285,9 @@ def create_app(graft: AsyncGraft, access: Access, config: ServerConfig) -> FastA
     return app
 
 
-def mount_ui(app: FastAPI, graft: AsyncGraft, access: Access, config: ServerConfig) -> FastAPI:
+def mount_ui(
+    app: FastAPI, graft: AsyncGraft, access: Access, config: ServerConfig, drain: Drain | None = None
+) -> FastAPI:
     """Mount the chat page at `/`; the API's own routes win over it."""
     import gradio
 
@@ -303,7 +296,8 @@ def mount_ui(app: FastAPI, graft: AsyncGraft, access: Access, config: ServerConf
     def authorise(request: gradio.Request) -> None:
         access.tenant(dict(request.headers))
 
-    return mount(app, build_app(graft, authorise), max_file_bytes=config.max_upload_bytes)
+    blocks = build_app(graft, authorise, admission=drain or Drain())
+    return mount(app, blocks, max_file_bytes=config.max_upload_bytes)
 
 
 def _run_arguments(body: RunBody) -> dict[str, Any]:

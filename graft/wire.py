@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from agents.errors import AgentError, InvalidQuestion, InvalidThread, UnknownGraph, UnknownThread
 from agents.events import EVENT_TYPES, RunEvent
 from agents.state import Citation, RunResult
-from graft.errors import AccessDenied, ConfigError, GraftError, NotInPlace, RemoteError
+from graft.errors import AccessDenied, ConfigError, GraftError, NotInPlace, RemoteError, ShuttingDown
 from retrieval.errors import (
     GraphDisabled,
     IndexOverloaded,
@@ -66,6 +66,7 @@ STATUS: dict[type[Exception], int] = {
     UnknownThread: 404,
     Overloaded: 429,
     IndexOverloaded: 429,
+    ShuttingDown: 503,
     GeneratorUnavailable: 503,
     ModelUnusable: 503,
     IndexUnavailable: 503,
@@ -74,7 +75,7 @@ STATUS: dict[type[Exception], int] = {
 }
 """HTTP status of every error with a class of its own; other errors of ours are 500."""
 
-BUSY = (Overloaded, IndexOverloaded)
+BUSY = (Overloaded, IndexOverloaded, ShuttingDown)
 """Errors that say when to come back."""
 
 OURS = (GraftError, RetrievalError, ServingError, AgentError, TrainingError)

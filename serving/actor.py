@@ -138,8 +138,12 @@ class GeneratorActor:
         """Return whether it can answer."""
         return self._generator.health()
 
-    async def stop(self) -> None:
-        """Fail what is under way and free the model."""
+    async def stop(self, drain_s: float = 0.0) -> None:
+        """Take no new request, fail what is under way after `drain_s`, and free the model."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                await self._generator.drain()
+                await self._sessions.told()
         if self._watch is not None:
             self._watch.cancel()
         await self._generator.stop()

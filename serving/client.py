@@ -158,11 +158,15 @@ class ActorGenerator:
         except GeneratorUnavailable as error:
             return GeneratorHealth("failed", str(error), pid=0)
 
-    async def stop(self) -> None:
-        """Stop the engine and remove the actor; safe to call twice."""
+    async def stop(self, drain_s: float = 0.0) -> None:
+        """Stop the engine and remove the actor; safe to call twice.
+
+        Args:
+            drain_s: Longest that requests under way may take to end first, while new ones are refused.
+        """
         with suppress(GeneratorUnavailable, TimeoutError):
-            async with asyncio.timeout(STOP_S):
-                await call(self.actor.stop.remote())
+            async with asyncio.timeout(STOP_S + drain_s):
+                await call(self.actor.stop.remote(drain_s))
         ray.kill(self.actor)  # also one that is restarting, which would otherwise come back
 
 

@@ -9,7 +9,7 @@ ServingError
 `-- ServingUnavailable         ours
     |-- Overloaded             the queue is full; carries `retry_after_s`
     |-- ModelUnusable          the weights or tokenizer cannot be served; says why
-    `-- GeneratorUnavailable   the engine died or is stopping
+    `-- GeneratorUnavailable   the engine died, or is draining or stopping
 """
 
 from __future__ import annotations
@@ -60,4 +60,4 @@ class ModelUnusable(ServingUnavailable):
 
 
 class GeneratorUnavailable(ServingUnavailable):
-    """The engine died or is stopping."""
+    """The engine died, or is draining or stopping."""

@@ -64,6 +64,9 @@ class LocalGenerator:
         self._driver = driver
         self._metrics = GeneratorMetrics()
         self._active: set[str] = set()
+        self._ended = asyncio.Event()
+        """Set whenever a request ends."""
+        self._is_draining = False
         self._queue = FairQueue(
             config.max_num_seqs,
             config.max_queued_requests,
@@ -113,6 +116,13 @@ class LocalGenerator:
             self._blending = Blending(self._driver, gate, decode, self._metrics.checked)
         return timings
 
+    async def drain(self) -> None:
+        """Take no new request, and return once those accepted have ended; nothing takes that back."""
+        self._is_draining = True
+        while self._active:
+            self._ended.clear()
+            await self._ended.wait()
+
     async def stop(self) -> None:
         """Fail what is under way and free the model; safe to call twice."""
         self._stopped = True
@@ -133,10 +143,15 @@ class LocalGenerator:
             PromptTooLong: The prompt leaves no room for one token.
             InvalidGeneration: The request id is in use, the prompt is empty, or the engine refuses a value.
             Overloaded: The waiting queue is full; the caller should retry after `retry_after_s`.
-            GeneratorUnavailable: The engine died or is stopping.
+            GeneratorUnavailable: The engine died, or is draining or stopping.
         """
         accepted_s = first_s = time.monotonic()
         driver = self._ready_driver()
+        if self._is_draining:
+            raise GeneratorUnavailable(
+                "The generator is draining: it ends what it has accepted and takes no new requests; "
+                "send this one to another, or again once it has restarted."
+            )
         check_request(request)
         self._check_room(request.tenant)
         adapter = self._ready_model().adapters.acquire(request.adapter) if request.adapter else None
@@ -202,6 +217,7 @@ class LocalGenerator:
             raise
         finally:
             self._active.discard(request_id)
+            self._ended.set()
             # In this order: an adapter goes, and weights change, after the engine has let go of the request.
             if stream is not None and reason in (None, "cancelled"):
                 driver.abort(stream.request_id)
@@ -391,6 +407,8 @@ class LocalGenerator:
             return GeneratorHealth("failed", failure)
         if self._stopped:
             return GeneratorHealth("stopped")
+        if self._is_draining:
+            return GeneratorHealth("draining")
         return GeneratorHealth("ready" if self._model is not None else "starting")
 
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-Health = Literal["starting", "ready", "failed", "stopped"]
+Health = Literal["starting", "ready", "draining", "failed", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,12 @@ class Sessions:
         session.chunks.pop(number, None)
         session.errors.pop(number, None)
 
+    async def told(self) -> None:
+        """Return once no request is under way and polls have taken all that was produced."""
+        # Looked at now and then: one event could not tell of all sessions.
+        while any(one.tasks or one.chunks or one.errors for one in self._sessions.values()):  # noqa: ASYNC110
+            await asyncio.sleep(TELL_INTERVAL_S)
+
     def close_silent(self) -> list[str]:
         """Close sessions whose lease has run out, cancel their requests, and return their ids."""
         now = time.monotonic()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Authorise = Callable[[gr.Request], None]
 """Returns when the caller may use the page, and raises AccessDenied otherwise."""
+
+Admission = AbstractContextManager[None]
+"""Entered for as long as a run of the page goes on; raises an error of ours to refuse one."""
 
 CONTENT_POLICY = "; ".join(
     (
@@ -45,8 +48,9 @@ CONTENT_POLICY = "; ".join(
 class Gate:
     """Wraps every handler of the page: permission first, then errors as messages a person can act on."""
 
-    def __init__(self, authorise: Authorise) -> None:
+    def __init__(self, authorise: Authorise, admission: Admission | None = None) -> None:
         self._authorise = authorise
+        self._admission = admission or nullcontext()
         self._wrapped: set[Callable[..., Any]] = set()
 
     def __call__(self, handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,9 +94,10 @@ class Gate:
         async def gated(request: gr.Request, *args: Any) -> AsyncGenerator[Any, None]:
             try:
                 self._authorise(request)
-                async with aclosing(handler(request, *args)) as updates:
-                    async for update in updates:
-                        yield update
+                with self._admission:
+                    async with aclosing(handler(request, *args)) as updates:
+                        async for update in updates:
+                            yield update
             except OURS as error:
                 raise _shown(error) from error
 

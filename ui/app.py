@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from ui.access import Authorise, ContentPolicy, Gate
+from ui.access import Admission, Authorise, ContentPolicy, Gate
 from ui.chat import ChatTab
 from ui.client import GraftClient
 from ui.library import LibraryTab
@@ -39,15 +39,18 @@ HEADER = """
 """
 
 
-def build_app(graft: GraftClient, authorise: Authorise, *, graph: str = "rag") -> gr.Blocks:
+def build_app(
+    graft: GraftClient, authorise: Authorise, *, graph: str = "rag", admission: Admission | None = None
+) -> gr.Blocks:
     """Return the page.
 
     Args:
         graft: The platform it talks to.
         authorise: Called first by every handler; raises AccessDenied to refuse the caller.
         graph: Name of the graph that answers.
+        admission: Entered for every run; None admits all.
     """
-    gate = Gate(authorise)
+    gate = Gate(authorise, admission)
     with gr.Blocks(
         title="Graft", analytics_enabled=False, fill_width=True, delete_cache=(CACHE_AGE_S, CACHE_AGE_S)
     ) as blocks:

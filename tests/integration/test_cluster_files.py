@@ -178,6 +178,16 @@ def test_kuberay_probes_ask_paths_that_ray_serves(ray_cluster: dict[str, Any]) -
             assert request["path"] in served[request["port"]]
 
 
+def test_kuberay_gives_the_head_time_to_drain(ray_cluster: dict[str, Any]) -> None:
+    from graft.config import ServerConfig
+    from graft.running import STOP_PATIENCE_S
+
+    pod = ray_cluster["spec"]["headGroupSpec"]["template"]["spec"]
+    stopping = _containers(ray_cluster)["ray-head"]["lifecycle"]["preStop"]["exec"]["command"]
+    assert stopping == ["graft", "down"]
+    assert pod["terminationGracePeriodSeconds"] >= ServerConfig().drain_s + STOP_PATIENCE_S
+
+
 def test_kuberay_volumes_mounts_and_images_belong_together(ray_cluster: dict[str, Any]) -> None:
     spec = ray_cluster["spec"]
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):

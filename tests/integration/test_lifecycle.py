@@ -1,4 +1,4 @@
-"""`graft up` as a person runs it: starts, answers, stops on Ctrl-C, leaves nothing; and clear refusals."""
+"""`graft up` as a person runs it: starts, answers, drains, stops, leaves nothing; and clear refusals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -101,6 +103,36 @@ def command(home: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def long_stream(url: str, begun: threading.Event) -> tuple[str | None, str]:
+    """Return why a long stream ended, and its last line."""
+    with httpx.Client(base_url=url, timeout=120) as client:
+        model = client.get("/v1/models").json()["data"][-1]["id"]
+        asked = {"model": model, "messages": [{"role": "user", "content": "long"}], "stream": True}
+        asked |= {"max_tokens": 1500, "temperature": 2.0, "seed": 5}
+        finish, last = None, ""
+        with client.stream("POST", "/v1/chat/completions", json=asked) as response:
+            for last in filter(None, response.iter_lines()):
+                if last.startswith("data: {"):
+                    choice = json.loads(last[6:])["choices"][0]
+                    finish = choice["finish_reason"] or finish
+                    if choice["delta"].get("content"):
+                        begun.set()
+        return finish, last
+
+
+def assert_refuses_while_it_drains(url: str) -> None:
+    """Wait until the platform drains, and see what it tells who comes then."""
+    end = time.monotonic() + 60
+    while (health := httpx.get(f"{url}/healthz", timeout=60)).json()["status"] != "draining":
+        assert time.monotonic() < end, "it does not drain"
+        time.sleep(0.05)
+    assert health.status_code == 503
+    refused = httpx.post(f"{url}/v1/ask", json={"question": "What is QLoRA?"}, timeout=60)
+    assert refused.status_code == 503
+    assert "shutting down" in refused.json()["error"]["message"]
+    assert int(refused.headers["retry-after"]) > 0
+
+
 @pytest.mark.timeout(900)
 def test_kill_9_loses_nothing_acknowledged_and_blocks_no_later_start(tmp_path, ended):
     home, names = tmp_path / "home", {f"kettle-{number}.txt" for number in range(30)}
@@ -130,8 +162,19 @@ def test_kill_9_loses_nothing_acknowledged_and_blocks_no_later_start(tmp_path, e
     assert states == dict.fromkeys(names, "ready")
 
     processes = second.descendants()
-    assert f"stopped process {second.process.pid}" in command(home, "down")
+    with ThreadPoolExecutor() as threads:
+        begun = threading.Event()
+        streaming = threads.submit(long_stream, url, begun)
+        assert begun.wait(60)
+        stopping = threads.submit(command, home, "down")
+        assert_refuses_while_it_drains(url)
+        finish, last = streaming.result(timeout=120)
+        assert finish == "length", "a stream that was under way was cut off"
+        assert last == "data: [DONE]"
+        assert f"stopped process {second.process.pid}" in stopping.result()
     assert second.process.wait(10) == 0, second.log.read_text()
+    assert "all that was under way has ended" in second.log.read_text()
+    assert "Traceback" not in second.log.read_text()
     _, alive = psutil.wait_procs(processes, timeout=60)
     assert not alive, [process.cmdline() for process in alive]
 

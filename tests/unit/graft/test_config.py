@@ -48,6 +48,7 @@ def test_file_in_current_folder_is_read(tmp_path, monkeypatch):
         ("zzz = 1\n", [], "unknown configuration key zzz; valid keys: home"),
         ("[server]\nport = 70000\n", [], "port must be in 0..65535, got 70000"),
         ("[server]\nport = 'x'\n", [], "server.port must be int, got 'x'"),
+        ("[server]\ndrain_s = -1\n", [], "drain_s must be a number of seconds >= 0, got -1.0"),
         ("[server]\nport = true\n", [], "server.port must be int, got True"),
         ("server = 3\n", [], "server is a table"),
         ("not toml", [], "cannot be read as TOML"),

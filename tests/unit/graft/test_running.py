@@ -61,6 +61,18 @@ def test_stop_ends_the_recorded_process(tmp_path):
     assert stop_running(tmp_path) is None
 
 
+def test_stop_is_patient_for_as_long_as_the_platform_may_drain(tmp_path):
+    code = "import signal, sys, time; from pathlib import Path; from graft.running import write_record\n"
+    code += "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), sys.exit()))\n"
+    code += "write_record(Path(sys.argv[1]), 'u', drain_s=20.0); print('up', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        running = stop_running(tmp_path, timeout_s=0.0)
+        assert running is not None
+        assert running.drain_s == 20.0
+
+
 def test_process_that_nobody_has_reaped_counts_as_stopped(tmp_path):
     code = "import sys; from pathlib import Path; from graft.running import write_record\n"
     code += "write_record(Path(sys.argv[1]), 'u'); print('up', flush=True); import time; time.sleep(60)"

@@ -4,7 +4,7 @@ import pytest
 
 from agents.events import EVENT_TYPES, Cited, Retrieval, RunFinished
 from agents.state import Citation, RunResult
-from graft.errors import RemoteError
+from graft.errors import RemoteError, ShuttingDown
 from graft.index_cli import _show_segments
 from graft.wire import (
     STATUS,
@@ -53,7 +53,7 @@ def test_every_event_type_has_a_name_of_its_own():
     assert len(EVENT_TYPES) == len(set(EVENT_TYPES.values()))
 
 
-@pytest.mark.parametrize("cls", [cls for cls in STATUS if cls is not Overloaded])
+@pytest.mark.parametrize("cls", [cls for cls in STATUS if cls not in (Overloaded, ShuttingDown)])
 def test_error_keeps_its_class_and_message(cls):
     error = cls("what, limit, remedy")
     back = error_from_json(error_to_json(error), status_of(error))
@@ -61,9 +61,12 @@ def test_error_keeps_its_class_and_message(cls):
     assert str(back) == str(error)
 
 
-def test_overload_keeps_its_delay():
-    back = error_from_json(error_to_json(Overloaded("full", 3.5)), 429)
-    assert isinstance(back, Overloaded)
+@pytest.mark.parametrize("cls", [Overloaded, ShuttingDown])
+def test_error_that_says_when_to_come_back_keeps_its_delay(cls):
+    error = cls("full", 3.5)
+    back = error_from_json(error_to_json(error), status_of(error))
+    assert type(back) is cls
+    assert str(back) == "full"
     assert back.retry_after_s == 3.5
 
 

@@ -105,6 +105,32 @@ async def test_stopping_fails_what_is_under_way_and_frees_the_model(start: Start
     await generator.stop()
 
 
+async def test_draining_ends_what_was_accepted_and_takes_nothing_new(start: Start) -> None:
+    engine = LetterEngine(sticks=True)
+    generator = await start(engine, max_num_seqs=1)
+    accepted = [asyncio.create_task(collect(generator, ask(3))) for _ in range(2)]
+    await until(lambda: generator._queue.num_waiting == 1 and bool(engine.seen))
+    draining = asyncio.create_task(generator.drain())
+    await asyncio.sleep(0)
+    assert generator.health().status == "draining"
+    with pytest.raises(GeneratorUnavailable, match="draining"):
+        await collect(generator, ask())
+    assert not draining.done()
+    engine.stuck.set()
+    async with asyncio.timeout(10):
+        await draining
+    for chunks in accepted:
+        assert (await chunks)[-1].finish_reason == "length"
+    await generator.stop()
+    assert generator.health().status == "stopped"
+
+
+async def test_a_generator_with_nothing_to_do_is_drained_at_once(start: Start) -> None:
+    generator = await start(LetterEngine())
+    async with asyncio.timeout(5):
+        await generator.drain()
+
+
 async def test_closing_the_iterator_aborts_in_the_engine(start: Start) -> None:
     engine = LetterEngine()
     generator = await start(engine)

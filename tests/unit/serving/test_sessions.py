@@ -123,6 +123,18 @@ async def test_a_silent_client_loses_its_session_and_its_slots(monkeypatch: pyte
     waiting.cancel()
 
 
+async def test_told_means_that_the_client_has_taken_the_last_word() -> None:
+    sessions = Sessions(ScriptedGenerator("x" * 5, token_delay_s=0.001))
+    session_id = sessions.open()
+    await asyncio.wait_for(sessions.told(), 5)
+    sessions.submit(session_id, 0, REQUEST)
+    telling = asyncio.create_task(sessions.told())
+    await asyncio.sleep(0.1)
+    assert not telling.done(), "nobody has asked for the end yet"
+    await drain(sessions, session_id, 1)
+    await asyncio.wait_for(telling, 5)
+
+
 async def test_an_unknown_session_is_lost_not_empty() -> None:
     sessions = Sessions(ScriptedGenerator("x"))
     with pytest.raises(SessionLost):

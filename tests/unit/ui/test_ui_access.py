@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from httpx import ASGITransport, AsyncClient
 
 import ui
 from graft.access import Access
+from graft.drain import Drain
 from graft.errors import AccessDenied
 from ui.access import CONTENT_POLICY, Gate
 
@@ -34,8 +36,10 @@ def allow(request: gr.Request) -> None:
 
 
 @asynccontextmanager
-async def served(graft: FakeGraft, authorise) -> AsyncIterator[tuple[gr.Blocks, AsyncClient]]:
-    blocks = ui.build_app(graft, authorise)
+async def served(
+    graft: FakeGraft, authorise, drain: Drain | None = None
+) -> AsyncIterator[tuple[gr.Blocks, AsyncClient]]:
+    blocks = ui.build_app(graft, authorise, admission=drain)
     app = ui.mount(FastAPI(), blocks)
     transport = ASGITransport(app)
     async with app.router.lifespan_context(app), AsyncClient(transport=transport, base_url=HERE) as client:
@@ -131,6 +135,22 @@ async def test_the_platforms_own_rule_sees_the_headers_of_a_call():
         assert (await call(client, load, ["", ""], EVENT))["success"] is False
         client.headers["authorization"] = "Bearer secret"
         assert (await call(client, load, ["", ""], EVENT))["success"] is True
+
+
+async def test_a_question_during_a_drain_is_refused_in_words_and_the_page_stays_readable():
+    graft, drain = sample_graft(), Drain()
+    async with served(graft, allow, drain) as (blocks, client):
+        handlers = {fn.name: index for index, fn in blocks.fns.items()}
+        question = ["What is a valve?", "", "", None]
+        assert (await call(client, handlers["ask"], question, EVENT))["success"] is True
+        await drain.run(0.0, asyncio.Event())
+        refused = await call(client, handlers["ask"], question, EVENT)
+        assert refused["success"] is False
+        assert "shutting down" in refused["output"]["error"]
+        assert (await call(client, handlers["stop"], [], EVENT))["success"] is True
+        assert (await call(client, handlers["load"], ["", ""], EVENT))["success"] is True
+    assert len(graft.rag.runs) == 1
+    assert drain.num_under_way == 0
 
 
 async def test_page_and_only_the_page_carries_the_content_policy():
