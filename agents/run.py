@@ -18,6 +18,7 @@ from agents.errors import AgentError
 from agents.events import Event, NodeFinished, NodeStarted, RunEvent, RunFinished, RunStarted, Token
 from agents.meters import recursion_limit
 from agents.sanitise import safe
+from agents.spans import run_span
 from agents.state import ChatTurn, RunResult, StopReason
 from retrieval.errors import RetrievalError
 from serving.errors import ServingError
@@ -84,19 +85,25 @@ class Run:
             release=self._context.release,
         )
         self._emit(started)
+        with run_span(self._name, self._context, self._thread_id) as finished:
+            result = await self._outcome()
+            finished(result)
+        self._emit(RunFinished(**self._context.stamp(), result=result))
+
+    async def _outcome(self) -> RunResult:
+        """Return the result, whatever ends the run."""
         guard = asyncio.timeout(self._context.remaining_s + GUARD_S)
         try:
             async with guard:
-                result = await self._result()
+                return await self._result()
         except TimeoutError as error:
-            result = self._ended("deadline") if guard.expired() else self._failed(error)
+            return self._ended("deadline") if guard.expired() else self._failed(error)
         except GraphRecursionError:
-            result = self._ended("steps")
+            return self._ended("steps")
         except asyncio.CancelledError:
-            result = self._ended("cancelled")
+            return self._ended("cancelled")
         except Exception as error:  # the run boundary: a failure is a result, logged once
-            result = self._failed(error)
-        self._emit(RunFinished(**self._context.stamp(), result=result))
+            return self._failed(error)
 
     async def _result(self) -> RunResult:
         """Return the result of the graph, its thread kept consistent whatever ends it."""

@@ -1,6 +1,7 @@
 """The platform's configuration: one frozen dataclass per owner, one TOML file, `--set key=value`.
 
-Environment variables hold only secrets and paths: `GRAFT_HOME`, `GRAFT_TOKEN`.
+Environment variables hold only secrets and paths: `GRAFT_HOME`, `GRAFT_TOKEN`; and OpenTelemetry's own, which
+say where spans go.
 """
 
 from __future__ import annotations

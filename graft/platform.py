@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Self
@@ -26,6 +27,7 @@ from graft.pinned_retriever import PinnedRetriever
 from graft.releases import Release
 from graft.running import only_platform
 from graft.stages import OnStage, Stage, stage
+from graft.tracing import export_spans, otel_environment
 from retrieval.extraction.files import read_file
 from retrieval.types import DEFAULT_TENANT, DocumentState
 from serving.config import ServingConfig, usable_cores
@@ -96,6 +98,9 @@ class Platform:
         report = on_stage or _silent
         async with AsyncExitStack() as stack:
             stack.enter_context(only_platform(config.home))
+            if traced := otel_environment():
+                flush = await asyncio.to_thread(export_spans, traced, "server")
+                stack.push_async_callback(asyncio.to_thread, flush)
             platform = cls(config, stack, url)
             await platform._start_ray(report, stack)
             starts = []
@@ -223,6 +228,7 @@ class Platform:
     def _new_generator(self, number: int, stack: AsyncExitStack) -> ActorGenerator:
         from serving import start_generator
 
+        traced = otel_environment()
         generator = start_generator(
             _threaded(self._sized.serving),
             name=GENERATOR if not number else f"generator-{number}",
@@ -230,6 +236,7 @@ class Platform:
             num_cpus=0,
             num_gpus=num_gpus(),
             resources=_placement("graft_generator"),
+            setup=partial(export_spans, traced, "generator") if traced else None,
         )
         stack.push_async_callback(generator.stop)
         return generator

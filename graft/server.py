@@ -24,6 +24,7 @@ from graft.graph_api import graph_router
 from graft.in_place import InPlace
 from graft.index_api import index_router
 from graft.ingest_api import ingest_router
+from graft.request_spans import RequestSpans
 from graft.sdk import AsyncGraft
 from graft.wire import OURS, answer_to_json, event_to_json, failure_of, metadata_of, to_json
 from retrieval.errors import InvalidDocument
@@ -215,6 +216,7 @@ def create_app(
     app = FastAPI(title="Graft", docs_url="/docs", redoc_url=None)
     admission = Admission(config.max_concurrent_runs)
     drain = drain or Drain()
+    app.add_middleware(RequestSpans)  # inside the guard: who may not call does not join anybody's trace
     app.add_middleware(
         Guard,
         access=access,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from serving.generator import LocalGenerator
 from serving.health import GeneratorHealth
 from serving.routing.kv_report import KVReport
 from serving.sessions import Delivery, Sessions
+from serving.spans import TraceContext
 from serving.types import AdapterInfo, GenerateRequest, GeneratorInfo, GeneratorStats, Prompt
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,10 @@ MAX_CONCURRENCY = 2048
 """Calls the actor holds at once; above every queue limit, so that refusals come from the generator."""
 WATCH_INTERVAL_S = 1.0
 """How often the actor looks whether its engine and its clients still live."""
+
+
+Setup = Callable[[], Callable[[], None]]
+"""Prepares a process, such as the export of its spans, and returns what is to be called before it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,8 @@ class GeneratorActor:
     A dead engine cannot be revived within its process, so the actor exits and Ray starts it anew.
     """
 
-    def __init__(self, config: ServingConfig) -> None:
+    def __init__(self, config: ServingConfig, setup: Setup | None = None) -> None:
+        self._at_end = setup() if setup is not None else None
         self._generator = LocalGenerator(config)
         self._sessions = Sessions(self._generator)
         self._watch: asyncio.Task[None] | None = None
@@ -80,9 +87,11 @@ class GeneratorActor:
         await self.ready()
         return self._sessions.open()
 
-    async def submit(self, session_id: str, number: int, request: GenerateRequest) -> None:
+    async def submit(
+        self, session_id: str, number: int, request: GenerateRequest, asking: TraceContext
+    ) -> None:
         """Begin a request; see `Sessions.submit`."""
-        self._sessions.submit(session_id, number, request)
+        self._sessions.submit(session_id, number, request, asking)
 
     async def poll(self, session_id: str) -> list[Delivery]:
         """Return what a session's requests have produced; see `Sessions.poll`."""
@@ -147,6 +156,8 @@ class GeneratorActor:
         if self._watch is not None:
             self._watch.cancel()
         await self._generator.stop()
+        if self._at_end is not None:
+            await asyncio.to_thread(self._at_end)
 
 
 def start_generator(
@@ -157,6 +168,7 @@ def start_generator(
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
     resources: dict[str, float] | None = None,
+    setup: Setup | None = None,
 ) -> ActorGenerator:
     """Create a generator actor and return its client at once; `await client.ready()` for the engine.
 
@@ -167,6 +179,7 @@ def start_generator(
         num_cpus: Logical cores to reserve; does not set the number of threads (`config.num_threads`).
         num_gpus: GPUs to reserve; 0 hides all GPUs from the actor.
         resources: Custom resources to reserve, such as a node's label.
+        setup: Called in the actor's process, before anything else there.
     """
     actor = (
         ray.remote(GeneratorActor)
@@ -181,6 +194,6 @@ def start_generator(
             max_concurrency=MAX_CONCURRENCY,
             runtime_env={"env_vars": engine_environment(config)},
         )
-        .remote(config)
+        .remote(config, setup)
     )
     return ActorGenerator(cast(Any, actor))

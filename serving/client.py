@@ -18,6 +18,7 @@ from serving.errors import GeneratorUnavailable, ServingError
 from serving.health import GeneratorHealth
 from serving.routing.kv_report import KVReport
 from serving.sessions import Delivery, SessionLost, merge_chunks
+from serving.spans import trace_context
 from serving.types import (
     AdapterInfo,
     GeneratedChunk,
@@ -247,9 +248,8 @@ class _Link:
     def submit(self, request: GenerateRequest) -> tuple[int, _Inbox]:
         number = next(self._numbers)
         inbox = self._inboxes[number] = _Inbox()
-        confirming = asyncio.create_task(
-            self._confirm(number, self._actor.submit.remote(self._session_id, number, request))
-        )
+        accepted = self._actor.submit.remote(self._session_id, number, request, trace_context())
+        confirming = asyncio.create_task(self._confirm(number, accepted))
         self._confirming.add(confirming)
         confirming.add_done_callback(self._confirming.discard)
         if self._poller is None or self._poller.done():

@@ -32,6 +32,7 @@ from serving.request_limits import check_request
 from serving.routing.kv_report import KVReport, ReplicaState
 from serving.routing.kv_reporter import KVReporter
 from serving.served_model import ServedModel
+from serving.spans import GenerationSpan
 from serving.tokenizer import ModelTokenizer
 from serving.types import (
     AdapterInfo,
@@ -161,6 +162,8 @@ class LocalGenerator:
             self._release(request.adapter)
             raise
         ticket = self._queue.admit(request.tenant, request.priority, request.run_began_s)
+        span = GenerationSpan(request, self.config.model)
+        written_by: str | None = None
         reason: FinishReason | None = None
         usage = TokenUsage()
         stream: OutputStream | None = None
@@ -176,7 +179,9 @@ class LocalGenerator:
                 reason = "deadline"
                 yield GeneratedChunk("", (), reason, usage, read.chunk_order)
                 return
-            self._metrics.entered(time.monotonic() - accepted_s)
+            queued_s = time.monotonic() - accepted_s
+            self._metrics.entered(queued_s)
+            span.entered(queued_s)
             if self._blending is not None:
                 self._blending.make_way()
             written_by = self._ready_model().weights(adapter)
@@ -190,6 +195,7 @@ class LocalGenerator:
                 if output.token_ids and not usage.completion_tokens:
                     first_s = time.monotonic()
                     self._metrics.first_token(first_s - accepted_s)
+                    span.first_token(first_s - accepted_s)
                     self._queue.charge(ticket, -output.num_cached_tokens)
                 self._queue.charge(ticket, OUTPUT_WEIGHT * len(output.token_ids))
                 usage = replace(
@@ -223,6 +229,7 @@ class LocalGenerator:
                 driver.abort(stream.request_id)
             self._release(request.adapter)
             self._queue.leave(ticket)
+            span.ended(reason, usage, written_by)
             if usage.prompt_tokens:
                 self._metrics.ended(reason, usage, time.monotonic() - accepted_s)
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from serving.errors import GeneratorUnavailable, ServingError
 from serving.generator import LocalGenerator
+from serving.spans import TraceContext, context_in
 from serving.types import GeneratedChunk, GenerateRequest
 
 logger = logging.getLogger(__name__)
@@ -123,19 +124,23 @@ class Sessions:
         self._sessions[session_id] = _Session()
         return session_id
 
-    def submit(self, session_id: str, number: int, request: GenerateRequest) -> None:
+    def submit(
+        self, session_id: str, number: int, request: GenerateRequest, asking: TraceContext | None = None
+    ) -> None:
         """Begin a request; its output and its errors come with `poll`.
 
         Args:
             session_id: From `open`.
             number: Chosen by the client, unique in the session.
             request: What to generate.
+            asking: The span that asks for it.
 
         Raises:
             SessionLost: Unknown session; open another.
         """
         session = self._session(session_id)
-        session.tasks[number] = asyncio.create_task(self._run(session, number, request))
+        run = self._run(session, number, request)
+        session.tasks[number] = asyncio.create_task(run, context=context_in(asking or {}))
 
     async def poll(self, session_id: str) -> list[Delivery]:
         """Return what the session's requests have produced; waits up to `POLL_S` for the first piece.

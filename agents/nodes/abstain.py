@@ -14,6 +14,7 @@ from agents.events import Cited
 from agents.evidence import EvidenceSet
 from agents.nodes.retrieve import asked_before, passages_of
 from agents.quotes import best_quotes, quoted
+from agents.spans import traced
 from agents.state import Citation, RagState, StopReason
 from retrieval.types import Passage
 
@@ -45,6 +46,7 @@ def _closest(asked: Asked, passages: list[Passage], config: AgentsConfig) -> tup
     return best_quotes(asked, evidence, num_quotes=config.num_quotes, threshold=config.quote_threshold)
 
 
+@traced
 async def abstain(state: RagState, runtime: Runtime[RunContext]) -> dict[str, Any]:
     """Return a plain sentence that there is no supported answer, and the quotes closest to the question."""
     context = runtime.context

@@ -8,10 +8,12 @@ from langgraph.runtime import Runtime
 from langgraph.types import Overwrite
 
 from agents.context import RunContext, check_question
+from agents.spans import traced
 from agents.state import ChatTurn, RagState
 from serving.types import TokenUsage
 
 
+@traced
 async def begin(state: RagState, runtime: Runtime[RunContext]) -> dict[str, Any]:
     """Return the state of a fresh run: the user's turn added, everything of earlier runs cleared.
 

@@ -15,6 +15,7 @@ from agents.context import RunContext
 from agents.events import Cited, Warned
 from agents.evidence import EvidenceSet
 from agents.nodes.retrieve import asked_before, passages_of
+from agents.spans import traced
 from agents.state import RagState
 from retrieval.types import Passage
 
@@ -57,6 +58,7 @@ async def cite_for(
     }
 
 
+@traced
 async def cite(state: RagState, runtime: Runtime[RunContext]) -> dict[str, Any]:
     """Return the answer with its citations, or an empty answer when the passages support none of it."""
     asked = Asked.read(state["question"], asked_before(state.get("turns", [])))

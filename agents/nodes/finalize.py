@@ -7,9 +7,11 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from agents.context import RunContext
+from agents.spans import traced
 from agents.state import ChatTurn, RagState
 
 
+@traced
 async def finalize(state: RagState, runtime: Runtime[RunContext]) -> dict[str, Any]:
     """Return the assistant's turn for the thread; spends nothing, so it runs whatever meter ran out."""
     reason = state.get("stop_reason") or "answered"

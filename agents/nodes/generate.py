@@ -17,6 +17,7 @@ from agents.events import Token, Warned
 from agents.meters import spent_meter
 from agents.nodes.retrieve import passages_of
 from agents.sanitise import SafeStream, plain
+from agents.spans import traced
 from agents.state import ChatTurn, RagState, StopReason
 from retrieval.types import Hit, Passage
 from serving.prompt import PromptPassage, Turn, rag_prompt
@@ -71,6 +72,7 @@ async def _fit(
             return None
 
 
+@traced
 async def generate(state: RagState, runtime: Runtime[RunContext]) -> dict[str, Any]:
     """Return the draft, streaming it on the way; a spent meter is returned as `stop_reason`.
 

@@ -13,6 +13,7 @@ from agents.choice import choose
 from agents.context import RunContext
 from agents.events import Retrieval, Warned
 from agents.meters import spent_meter
+from agents.spans import traced
 from agents.state import ChatTurn, RagState
 from retrieval.types import Hit, Passage, SearchRequest
 
@@ -88,6 +89,7 @@ async def find(
     return hits, passages
 
 
+@traced
 async def retrieve(state: RagState, runtime: Runtime[RunContext]) -> dict[str, Any]:
     """Return hits and passages for the question, and the query that found them.
 

@@ -19,6 +19,7 @@ from agents.sanitise import SafeStream
 from agents.search_loop.calls import Answer, Search
 from agents.search_loop.loop import Hop, SearchLoop
 from agents.search_loop.prompt import search_prompt
+from agents.spans import traced
 from agents.state import RagState, StopReason
 from agents.words import words
 from retrieval.types import Passage
@@ -53,6 +54,7 @@ def loop_of(state: MultiHopState, context: RunContext) -> SearchLoop:
     return SearchLoop(context.config.search_loop, tuple(state.get("hops", [])))
 
 
+@traced
 async def begin_loop(state: MultiHopState, runtime: Runtime[RunContext]) -> dict[str, Any]:
     """Return the state of a fresh run, with no turn taken.
 
@@ -115,6 +117,7 @@ async def _fit(state: MultiHopState, runtime: Runtime[RunContext], room: int) ->
         turns = turns[2:]
 
 
+@traced
 async def act(state: MultiHopState, runtime: Runtime[RunContext]) -> dict[str, Any]:
     """Return the model's next turn: a draft where it answers, else a `turn` to follow.
 
@@ -167,6 +170,7 @@ async def act(state: MultiHopState, runtime: Runtime[RunContext]) -> dict[str, A
     return {**spent, "turn": written.text, "is_turn_cut": is_cut}
 
 
+@traced
 async def observe(state: MultiHopState, runtime: Runtime[RunContext]) -> dict[str, Any]:
     """Return the loop with the turn followed: hits and passages of all turns so far, numbered in order.
 
@@ -198,6 +202,7 @@ async def observe(state: MultiHopState, runtime: Runtime[RunContext]) -> dict[st
     }
 
 
+@traced
 async def write(state: MultiHopState, runtime: Runtime[RunContext]) -> dict[str, Any]:
     """Return a draft written without tools from everything found; it keeps the meter that ended the loop.
 
@@ -228,6 +233,7 @@ def readings(state: MultiHopState, passages: Mapping[str, Passage]) -> list[Aske
     return found
 
 
+@traced
 async def cite_hops(state: MultiHopState, runtime: Runtime[RunContext]) -> dict[str, Any]:
     """Return the answer with citations into the passages of all hops, or an empty one when none holds it."""
     passages = {passage.chunk_id: passage for passage in await passages_of(state, runtime)}

@@ -25,6 +25,7 @@ from retrieval.sharding.index_views import IndexViews
 from retrieval.sharding.placement import Placement
 from retrieval.sharding.replica_set import ReplicaSet
 from retrieval.sharding.topology import CurrentTopology, Topology
+from retrieval.spans import search_span
 from retrieval.types import SearchRequest, SearchResult
 
 if TYPE_CHECKING:
@@ -88,10 +89,12 @@ class RoutedSearch:
             _check_shards(request, placement)
         deadlines = [request.deadline_s for request in requests if request.deadline_s is not None]
         try:
-            if any(request.min_seq for request in requests):
-                results = await self._alone(list(requests))
-            else:
-                results = await self._batcher.submit(requests, deadline_s=min(deadlines, default=None))
+            with search_span(requests) as found:
+                if any(request.min_seq for request in requests):
+                    results = await self._alone(list(requests))
+                else:
+                    results = await self._batcher.submit(requests, deadline_s=min(deadlines, default=None))
+                found(results)
         except RetrievalUnavailable:
             self._metrics.failed(len(requests))
             raise

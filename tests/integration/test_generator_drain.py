@@ -32,6 +32,7 @@ class LetterActor(GeneratorActor):
     def __init__(self, config: ServingConfig) -> None:
         engine = LetterEngine(step_s=1 / LETTERS_PER_S)
         self._generator = LocalGenerator(config, InprocDriver(config, config.model, build=build(engine)))
+        self._at_end = None
         self._sessions = Sessions(self._generator)
         self._watch = None
         self._beginning = asyncio.create_task(self._begin())

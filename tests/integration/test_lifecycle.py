@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from otlp_receiver import OtlpReceiver, otlp_receiver
 
 pytestmark = pytest.mark.integration
 
@@ -27,9 +28,9 @@ START_S = 180
 class Up:
     """A `graft up` process and everything it printed."""
 
-    def __init__(self, home: Path, *arguments: str) -> None:
+    def __init__(self, home: Path, *arguments: str, variables: dict[str, str] | None = None) -> None:
         self.log = home.parent / f"{home.name}.log"
-        environment = os.environ | {"GRAFT_HOME": str(home)}
+        environment = os.environ | {"GRAFT_HOME": str(home)} | (variables or {})
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "graft.cli", "up", "--set", "server.port=0", *arguments],
@@ -64,16 +65,46 @@ def ended():
             up.process.wait()
 
 
+TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+def assert_one_trace_over_all_processes(collector: OtlpReceiver) -> None:
+    """The spans of one question hang together, from the caller's to the engine's."""
+    spans = {span.name: span for span in collector.spans if span.trace_id == TRACE}
+    run, node, searched = spans["invoke_workflow rag"], spans["node retrieve"], spans["retrieval"]
+    (generated,) = [span for name, span in spans.items() if name.startswith("chat ")]
+    request = spans["POST /v1/ask"]
+    assert request.parent_id == CALLER
+    assert run.parent_id == request.span_id
+    assert node.parent_id == run.span_id
+    assert searched.parent_id == node.span_id
+    assert generated.parent_id == spans["node generate"].span_id
+    assert spans["node generate"].parent_id == run.span_id
+    assert (run.part, generated.part) == ("server", "generator")
+    assert generated.attributes["gen_ai.usage.input_tokens"] > 0
+    sent = b"".join(collector.bodies)
+    for words in (b"QLoRA", b"quantiz", b"Quantiz"):
+        assert words not in sent
+
+
+@pytest.fixture
+def collector():
+    with otlp_receiver() as receiver:
+        yield receiver
+
+
 @pytest.mark.timeout(600)
-def test_up_answers_reuses_and_leaves_nothing(tmp_path, ended):
+def test_up_answers_reuses_traces_and_leaves_nothing(tmp_path, ended, collector):
     home = tmp_path / "home"
-    up = Up(home)
+    up = Up(home, variables={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url})
     ended.append(up)
     url = up.wait_ready()
     for name in ("ray", "retrieval", "library", "generator", "server"):
         assert re.search(rf"{name} +\.\.\.", up.log.read_text()), f"stage {name} was silent"
-    answer = httpx.post(f"{url}/v1/ask", json={"question": "What is QLoRA?"}, timeout=120).json()
-    assert answer["citations"]
+    traced = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
+    answered = httpx.post(f"{url}/v1/ask", json={"question": "What is QLoRA?"}, headers=traced, timeout=120)
+    assert answered.json()["citations"]
+    assert TRACE in answered.headers["traceresponse"]
     assert "Graft" in httpx.get(url).text
 
     second = subprocess.run(
@@ -91,6 +122,7 @@ def test_up_answers_reuses_and_leaves_nothing(tmp_path, ended):
     assert len(gone) >= 4
     assert "Traceback" not in up.log.read_text()
     assert not (home / "platform.json").exists()
+    assert_one_trace_over_all_processes(collector)
 
 
 def command(home: Path, *arguments: str) -> str:

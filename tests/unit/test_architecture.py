@@ -30,7 +30,7 @@ UI_MAY_USE = {
     "retrieval.errors",
     "serving.errors",
 }
-HEAVY = ("torch", "faiss", "vllm", "ray", "gradio", "transformers", "sentence_transformers")
+HEAVY = ("torch", "faiss", "vllm", "ray", "gradio", "transformers", "sentence_transformers", "opentelemetry")
 
 
 def imports(package: str) -> list[tuple[Path, str]]:
