@@ -22,6 +22,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# OpenMP's threads otherwise spin while they wait: beside one other busy process a tiny training run took ten
+# times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # A shell that starts the tests in the background has Ctrl-C ignored, by them and by all they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
