@@ -20,6 +20,7 @@ BLOCK_SIZE_STEP = 32
 
 Device = Literal["auto", "cpu", "cuda"]
 Scheduling = Literal["fair", "first_come"]
+KVCodec = Literal["none", "fine", "medium", "coarse"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -57,6 +58,10 @@ class ServingConfig:
     """Disk space for the same beyond memory, 0 or more; goes with `chunk_kv_folder`."""
     chunk_kv_folder: str | None = None
     """Absolute path of a folder for chunks' KV on disk, of this generator alone; it survives a restart."""
+    chunk_kv_codec: KVCodec = "none"
+    """How that KV is written to disk: `none` as it is; `fine`, `medium` and `coarse` rounded to bins of an
+    eighth, a quarter and half of a layer's typical value, in a seventh to a twelfth of float32's bytes. Files
+    of every setting are read."""
     blend_gate: GateConfig = field(default_factory=GateConfig)
     """How blended answers are checked, and what ends blending."""
     max_adapters: int = 0
@@ -114,6 +119,11 @@ class ServingConfig:
                 f"serving.chunk_kv_folder must be an absolute path, got {self.chunk_kv_folder!r}: the "
                 "generator runs in a process of its own, in another folder"
             )
+        if self.chunk_kv_codec != "none" and not self.chunk_kv_folder:
+            raise ValueError(
+                f"serving.chunk_kv_codec is {self.chunk_kv_codec!r}, but nothing is written to disk: set "
+                "serving.chunk_kv_folder and serving.chunk_kv_disk_bytes too, or leave the codec at 'none'"
+            )
         if self.gpu_memory_utilization is not None and not 0.05 <= self.gpu_memory_utilization <= 0.98:
             raise ValueError(
                 f"serving.gpu_memory_utilization must be in [0.05, 0.98], got {self.gpu_memory_utilization}"
@@ -128,6 +138,7 @@ class ServingConfig:
         for name, value, allowed in (
             ("device", self.device, ("auto", "cpu", "cuda")),
             ("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16")),
+            ("chunk_kv_codec", self.chunk_kv_codec, ("none", "fine", "medium", "coarse")),
             ("scheduling", self.scheduling, ("fair", "first_come")),
         ):
             if value not in allowed:

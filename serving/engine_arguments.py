@@ -89,6 +89,7 @@ def _chunk_kv(config: ServingConfig) -> dict[str, Any]:
                 "disk_bytes": config.chunk_kv_disk_bytes,
                 "folder": config.chunk_kv_folder,
                 "step_tokens": config.chunk_kv_step_tokens,
+                "codec": config.chunk_kv_codec,
             },
         ),
         "worker_extension_cls": "serving.chunk_kv.engine_extension.ChunkKVWorker",

@@ -9,6 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
+from serving.chunk_kv.key_rotation import RotaryAngles
+
+
+class CorruptChunk(Exception):
+    """What was read is not what was written: cut short, changed, or of another chunk."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkKV:
@@ -20,6 +26,9 @@ class ChunkKV:
     """Of the same shape and format."""
     start: int
     """Position of the first token when the keys were computed."""
+    angles: RotaryAngles | None = None
+    """How the keys turn from one token to the next, which lets them be coded in fewer bytes; None where
+    that is not known."""
 
     def __post_init__(self) -> None:
         if self.keys_LTHD.shape != self.values_LTHD.shape or self.keys_LTHD.dim() != 4:

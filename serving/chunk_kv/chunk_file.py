@@ -1,4 +1,8 @@
-"""One chunk's KV as one file: whole and checked, or not there."""
+"""One chunk's KV as one file: whole and checked, or not there.
+
+A file holds the tensors `keys` and `values` as they are, or one tensor `coded`, the bytes of `kv_codec`: what
+it holds says which, and either is read.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,18 @@ import safetensors.torch
 import torch
 import xxhash
 
-from serving.chunk_kv.chunk import ChunkKV
+from serving.chunk_kv.chunk import ChunkKV, CorruptChunk
+from serving.chunk_kv.kv_codec import decode_chunk, encode_chunk
+from serving.config import KVCodec
 
 SUFFIX = ".safetensors"
 PARTIAL_SUFFIX = ".partial"
 """Ends the names of files that were not finished; the owner of the folder may delete them."""
 
-
-class CorruptChunk(Exception):
-    """A file is not what was written: cut short, changed, or of another chunk."""
+_CODED = "coded"
 
 
-def write_chunk(path: Path, key: str, chunk: ChunkKV) -> int:
+def write_chunk(path: Path, key: str, chunk: ChunkKV, codec: KVCodec = "none") -> int:
     """Write a chunk under another name and rename it into place; returns the size of the file in bytes.
 
     Nothing is flushed to disk: after a power cut the checksum tells a torn file, and its chunk is computed
@@ -32,12 +36,19 @@ def write_chunk(path: Path, key: str, chunk: ChunkKV) -> int:
         path: Replaced when it exists.
         key: The chunk's key, which the file must name when it is read.
         chunk: Its KV; tensors on the host.
+        codec: How it is written; KV that the codec does not take is written as it is.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written to.
     """
-    tensors = {"keys": chunk.keys_LTHD.contiguous(), "values": chunk.values_LTHD.contiguous()}
-    metadata = {"key": key, "start": str(chunk.start), "checksum": _checksum(tensors)}
+    coded = None if codec == "none" else encode_chunk(chunk, codec)
+    if coded is None:
+        tensors = {"keys": chunk.keys_LTHD.contiguous(), "values": chunk.values_LTHD.contiguous()}
+        metadata = {"start": str(chunk.start)}
+    else:
+        tensors = {_CODED: torch.frombuffer(bytearray(coded), dtype=torch.uint8)}
+        metadata = {"num_tokens": str(chunk.num_tokens)}
+    metadata |= {"key": key, "checksum": _checksum(tensors)}
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
         try:
@@ -61,15 +72,20 @@ def read_chunk(path: Path, key: str) -> ChunkKV:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in ("keys", "values")}
-        chunk = ChunkKV(tensors["keys"], tensors["values"], int(metadata["start"]))
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            names = (_CODED,) if _CODED in file.keys() else ("keys", "values")  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in names}
+    except safetensors.SafetensorError as error:
         raise CorruptChunk(f"{path.name}: {error}") from error
     if metadata.get("key") != key:
         raise CorruptChunk(f"{path.name} holds chunk {metadata.get('key')}, not {key}")
     if metadata.get("checksum") != _checksum(tensors):
         raise CorruptChunk(f"{path.name}: the checksum does not match")
-    return chunk
+    try:
+        if _CODED in tensors:
+            return decode_chunk(tensors[_CODED].numpy().tobytes())
+        return ChunkKV(tensors["keys"], tensors["values"], int(metadata["start"]))
+    except (CorruptChunk, KeyError, ValueError) as error:
+        raise CorruptChunk(f"{path.name}: {error}") from error
 
 
 def num_tokens_in(path: Path) -> int:
@@ -81,8 +97,10 @@ def num_tokens_in(path: Path) -> int:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
+            if _CODED in file.keys():  # noqa: SIM118
+                return int((file.metadata() or {})["num_tokens"])
             return file.get_slice("keys").get_shape()[1]
-    except (safetensors.SafetensorError, KeyError, IndexError) as error:
+    except (safetensors.SafetensorError, KeyError, IndexError, ValueError) as error:
         raise CorruptChunk(f"{path.name}: {error}") from error
 
 

@@ -13,17 +13,17 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from serving.chunk_kv.chunk import ChunkKV
+from serving.chunk_kv.chunk import ChunkKV, CorruptChunk
 from serving.chunk_kv.chunk_file import (
     PARTIAL_SUFFIX,
     SUFFIX,
-    CorruptChunk,
     num_tokens_in,
     read_chunk,
     write_chunk,
 )
 from serving.chunk_kv.eviction import BoundedEntries
 from serving.chunk_kv.store_stats import StoreStats, Tier
+from serving.config import KVCodec
 
 logger = logging.getLogger(__name__)
 
@@ -39,18 +39,26 @@ class ChunkStore:
         folder: Where files go, made when it is missing; what it holds from before is there again. None keeps
             nothing on disk.
         disk_bytes: Most bytes on disk, 0 or more.
+        codec: How files are written; those of any codec are read.
 
     Raises:
         OSError: The folder cannot be made or read.
     """
 
-    def __init__(self, memory_bytes: int, folder: Path | None = None, disk_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        memory_bytes: int,
+        folder: Path | None = None,
+        disk_bytes: int = 0,
+        codec: KVCodec = "none",
+    ) -> None:
         self._lock = threading.Lock()
         self._chunks: dict[str, ChunkKV] = {}
         self._memory = BoundedEntries(memory_bytes)
         self._disk = BoundedEntries(disk_bytes if folder else 0)
         self._stats = StoreStats()
         self._folder = folder
+        self._codec: KVCodec = codec
         self._writes: queue.Queue[tuple[str, ChunkKV] | None] = queue.Queue(MAX_PENDING_WRITES)
         self._writer: threading.Thread | None = None
         if folder is not None:
@@ -205,7 +213,7 @@ class ChunkStore:
         while (item := self._writes.get()) is not None:
             key, chunk = item
             try:
-                num_bytes = write_chunk(self._path(key), key, chunk)
+                num_bytes = write_chunk(self._path(key), key, chunk, self._codec)
                 with self._lock:
                     self._admit_file(key, num_bytes, float(chunk.num_tokens))
             except OSError as error:

@@ -68,7 +68,10 @@ class _Shared:
     def __init__(self, config: dict[str, Any]) -> None:
         folder = config.get("folder")
         self.store = ChunkStore(
-            int(config["memory_bytes"]), Path(folder) if folder else None, int(config.get("disk_bytes", 0))
+            int(config["memory_bytes"]),
+            Path(folder) if folder else None,
+            int(config.get("disk_bytes", 0)),
+            config.get("codec", "none"),
         )
         self.roles: set[Any] = set()
         """Which sides are in this process."""
@@ -323,6 +326,7 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
     def _capture(self, task: _Task, span: ChunkSpan) -> None:
         assert self._paged is not None
         assert self._forward is not None
+        assert self._rotate is not None
         positions = torch.arange(span.start, span.end, device=self._paged.device)
         slots = self._forward.slots(task.block_ids, positions)
         layers = [self._paged.read(layer, slots) for layer in range(self._paged.num_layers)]
@@ -330,6 +334,7 @@ class ChunkKVConnector(KVConnectorBase_V1, SupportsHMA):
             torch.stack([keys for keys, _ in layers]).cpu(),
             torch.stack([values for _, values in layers]).cpu(),
             span.start,
+            self._rotate.angles,
         )
         self._shared.store.put(span.key, chunk)
 

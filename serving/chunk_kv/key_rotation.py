@@ -9,7 +9,19 @@ Source: Su et al. 2021, RoFormer, equation 15; CacheBlend (Yao et al. 2025), app
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+
+
+@dataclass(frozen=True, slots=True)
+class RotaryAngles:
+    """How far each pair of a key's values turns from one position to the next."""
+
+    radians: tuple[float, ...]
+    """One for each pair, rotary_dim / 2 of them."""
+    is_neox_style: bool
+    """Whether pairs are (i, i + rotary_dim / 2) or neighbours (2 i, 2 i + 1)."""
 
 
 class KeyRotation:
@@ -23,6 +35,12 @@ class KeyRotation:
     def __init__(self, cos_sin_PR: torch.Tensor, *, is_neox_style: bool) -> None:
         self._cos_PH, self._sin_PH = cos_sin_PR.float().chunk(2, dim=-1)
         self._is_neox_style = is_neox_style
+
+    @property
+    def angles(self) -> RotaryAngles:
+        """Return the angles between neighbouring positions, as exactly as float32 tables tell."""
+        radians_H = torch.atan2(self._sin_PH[1], self._cos_PH[1])
+        return RotaryAngles(tuple(radians_H.tolist()), self._is_neox_style)
 
     def __call__(self, keys: torch.Tensor, delta: int) -> torch.Tensor:
         """Return keys moved by `delta` positions, which may be negative; computed in float32.

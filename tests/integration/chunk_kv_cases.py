@@ -16,6 +16,7 @@ import torch
 
 from serving.chunk_kv.blend_plan import BlendPlan, ChunkSpan, ChunkUse, Repair
 from serving.chunk_kv.chunk import ChunkKV
+from serving.chunk_kv.kv_codec import decode_chunk, encode_chunk
 from serving.chunk_kv.quality_gate import GateConfig
 from serving.config import ServingConfig
 from serving.driver import EngineOutput, EngineRequest, StartTimings
@@ -93,6 +94,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
             chunk_kv_bytes=256 << 20,
             chunk_kv_disk_bytes=256 << 20,
             chunk_kv_folder=str(tmp_path_factory.mktemp("chunks")),
+            chunk_kv_codec="fine",
             kv_cache_bytes=64 << 20,
         )
         for name, value in engine_environment(config).items():
@@ -209,6 +211,27 @@ def test_a_few_stored_tokens_beyond_the_cached_prefix_are_not_worth_a_blend(engi
     [(_, output)] = engine.run(request(token_ids[: span.end] + ids(40), BlendPlan(load=(span,)), salt="few"))
     assert output.num_cached_tokens == 96
     assert output.chunk_use == ChunkUse()
+
+
+def test_chunks_that_are_on_disk_alone_are_loaded_rounded(engine: Engine):
+    capture_alone(engine, "a", "b")
+    exact = engine.kv("a")
+    coded = encode_chunk(exact, "fine")
+    assert coded is not None
+    assert exact.angles is not None
+    without_angles = encode_chunk(replace(exact, angles=None), "fine")
+    assert without_angles is not None
+    assert len(coded) < 0.95 * len(without_angles), "the angles are not those that the model turns keys by"
+    engine.store.flush()
+    assert (Path(str(engine.store._folder)) / "a.safetensors").stat().st_size < exact.num_bytes / 5
+    for name in "ab":
+        with engine.store._lock:
+            engine.store._drop_from_memory(name)
+    token_ids, spans = prompt("b", "a")
+    [(_, output)] = engine.run(request(token_ids, BlendPlan(load=spans, repair=NOTHING)))
+    assert output.chunk_use is not None
+    assert output.chunk_use.loaded == len(CHUNKS["a"]) + len(CHUNKS["b"])
+    assert torch.equal(engine.kv("a").keys_LTHD, decode_chunk(coded).keys_LTHD)
 
 
 def test_a_chunk_whose_file_is_damaged_is_computed(engine: Engine):

@@ -74,6 +74,11 @@ def test_file_in_current_folder_is_read(tmp_path, monkeypatch):
             [],
             "set serving.chunk_kv_bytes above 0",
         ),
+        (
+            "[serving]\nchunk_kv_bytes = 1\nchunk_kv_codec = 'fine'\n",
+            [],
+            "serving.chunk_kv_codec is 'fine', but nothing is written to disk",
+        ),
         ("[serving]\ndevice = 'tpu'\n", [], "serving.device must be one of auto, cpu, cuda, got 'tpu'"),
     ],
 )

@@ -36,6 +36,15 @@ HEAVY = ("torch", "vllm", "ray", "transformers", "langchain_core", "faiss", "gra
         ({"default_deadline_s": 0.0}, "default_deadline_s must be > 0"),
         ({"device": "tpu"}, "device must be one of auto, cpu, cuda, got 'tpu'"),
         ({"dtype": "int8"}, "dtype must be one of"),
+        (
+            {
+                "chunk_kv_codec": "int8",
+                "chunk_kv_bytes": 1,
+                "chunk_kv_disk_bytes": 1,
+                "chunk_kv_folder": "/chunks",
+            },
+            "chunk_kv_codec must be one of none, fine, medium, coarse, got 'int8'",
+        ),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_its_bounds(settings: dict[str, object], said: str) -> None:

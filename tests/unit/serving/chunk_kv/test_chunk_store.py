@@ -8,12 +8,16 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
-from serving.chunk_kv.chunk import ChunkKV
+from serving.chunk_kv.chunk import ChunkKV, CorruptChunk
+from serving.chunk_kv.chunk_file import num_tokens_in, read_chunk, write_chunk
 from serving.chunk_kv.chunk_key import chunk_key
 from serving.chunk_kv.chunk_store import ChunkStore
 from serving.chunk_kv.eviction import BoundedEntries
+from serving.chunk_kv.kv_codec import decode_chunk, encode_chunk
+from serving.config import KVCodec
 
 TOKEN_BYTES = 2 * 2 * 2 * 4 * 4  # Keys and values; layers, heads, dim, bytes.
 
@@ -110,6 +114,7 @@ def damage_one_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.parametrize("codec", ["none", "fine"])
 @pytest.mark.parametrize(
     "damage",
     [
@@ -119,8 +124,8 @@ def damage_one_byte(path: Path) -> None:
         lambda path: path.write_bytes(b"not ours"),
     ],
 )
-def test_a_damaged_file_is_a_miss_and_is_deleted(folder: Path, damage):
-    with closing(ChunkStore(0, folder, 1 << 20)) as store:
+def test_a_damaged_file_is_a_miss_and_is_deleted(folder: Path, damage, codec: KVCodec):
+    with closing(ChunkStore(0, folder, 1 << 20, codec)) as store:
         store._writes.put((key("a"), chunk(1)))
         store.flush()
         [path] = folder.iterdir()
@@ -147,6 +152,83 @@ def test_a_file_under_the_wrong_name_is_not_taken_for_another_chunk(folder: Path
     os.rename(folder / f"{key('a')}.safetensors", folder / f"{key('b')}.safetensors")
     with closing(ChunkStore(1 << 20, folder, 1 << 20)) as again:
         assert again.get(key("b")) is None
+        assert again.stats().corrupt == 1
+
+
+def rounded(wanted: ChunkKV, codec: KVCodec) -> ChunkKV:
+    """Return what a chunk is after the codec, which has tests of its own."""
+    coded = encode_chunk(wanted, codec) if codec != "none" else None
+    return wanted if coded is None else decode_chunk(coded)
+
+
+@pytest.mark.parametrize("written_as", ["none", "fine", "coarse"])
+@pytest.mark.parametrize("read_as", ["none", "medium"])
+def test_files_of_every_codec_survive_a_restart_with_another(
+    folder: Path, written_as: KVCodec, read_as: KVCodec
+):
+    wanted = chunk(1, num_tokens=200)
+    with closing(ChunkStore(1 << 20, folder, 1 << 20, written_as)) as store:
+        store.put(key("a"), wanted)
+        assert_same(store.get(key("a")), wanted)  # Memory keeps what was put.
+    with closing(ChunkStore(1 << 20, folder, 1 << 20, read_as)) as again:
+        assert again.tier(key("a")) == "disk"
+        assert_same(again.get(key("a")), rounded(wanted, written_as))
+        assert (again.stats().disk_hits, again.stats().corrupt) == (1, 0)
+
+
+def test_a_codec_makes_room_for_more_chunks_in_the_same_bytes(folder: Path):
+    held = {}
+    for codec in ("none", "coarse"):
+        with closing(ChunkStore(1 << 20, folder / codec, 20_000, codec)) as store:
+            for number in range(20):
+                store.put(key(str(number)), chunk(number, num_tokens=100))
+            store.flush()
+            assert store.stats().disk_bytes <= 20_000
+            held[codec] = store.stats().disk_chunks
+    assert held["coarse"] > 3 * held["none"] > 0
+
+
+def test_kv_that_is_not_finite_is_written_as_it_is(folder: Path):
+    wanted = chunk(1)
+    wanted.values_LTHD[0, 0, 0, 0] = float("inf")
+    with closing(ChunkStore(1 << 20, folder, 1 << 20, "fine")) as store:
+        store.put(key("a"), wanted)
+    with closing(ChunkStore(1 << 20, folder, 1 << 20, "fine")) as again:
+        assert_same(again.get(key("a")), wanted)
+
+
+def test_no_changed_byte_of_a_coded_file_changes_the_chunk(tmp_path: Path):
+    path, wanted = tmp_path / "chunk", rounded(chunk(1), "fine")
+    write_chunk(path, key("a"), chunk(1), "fine")
+    content = path.read_bytes()
+    num_refused = 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        try:
+            assert_same(read_chunk(path, key("a")), wanted)
+        except CorruptChunk:
+            num_refused += 1
+    assert num_refused > 0.9 * len(content)
+
+
+def test_a_file_that_does_not_say_its_length_is_not_taken_in(folder: Path):
+    folder.mkdir()
+    tensors = {"coded": torch.zeros(8, dtype=torch.uint8)}
+    path = folder / f"{key('a')}.safetensors"
+    safetensors.torch.save_file(tensors, path, {"key": key("a")})
+    with pytest.raises(CorruptChunk, match="num_tokens"):
+        num_tokens_in(path)
+    with closing(ChunkStore(1 << 20, folder, 1 << 20, "fine")) as store:
+        assert store.tier(key("a")) is None
+
+
+def test_a_file_of_a_later_format_is_a_miss(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    with closing(ChunkStore(1 << 20, folder, 1 << 20, "fine")) as store, monkeypatch.context() as later:
+        later.setattr("serving.chunk_kv.kv_codec._FORMAT", 2)
+        store.put(key("a"), chunk(1))
+        store.flush()
+    with closing(ChunkStore(1 << 20, folder, 1 << 20, "fine")) as again:
+        assert again.get(key("a")) is None
         assert again.stats().corrupt == 1
 
 
