@@ -33,6 +33,7 @@ bench: $(VENV)/.ready-dev
 	$(BIN)/python -m benchmarks.serving_fairness
 	$(BIN)/python -m benchmarks.serving_routing
 	$(BIN)/python -m benchmarks.serving_overhead
+	$(BIN)/python -m benchmarks.kv_codec
 	$(BIN)/python -m benchmarks.reading
 	$(BIN)/python -m benchmarks.samples
 	$(BIN)/python -m benchmarks.retrieval_quality

@@ -57,7 +57,7 @@ _MAX_BINS = 8191
 _MIN_WIDTH = 2.0**-100
 """Keeps the quotients of tiny values out of subnormal numbers."""
 _MAX_CHANNEL = 16.0
-"""What a channel counts for at most, in median ones: some models have a few a hundred times the others."""
+"""What a channel counts for at most, in median ones: a few outliers are not to widen all bins (KVQuant)."""
 _ZSTD = zstandard.ZstdCompressionParameters.from_level(1, min_match=7)
 """Matches of fewer than seven numbers cost more than their Huffman codes; level 19 would save 2 to 6 % more
 at a hundredth of the speed."""
