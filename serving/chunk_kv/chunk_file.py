@@ -50,16 +50,14 @@ def write_chunk(path: Path, key: str, chunk: ChunkKV, codec: KVCodec = "none") -
         metadata = {"num_tokens": str(chunk.num_tokens)}
     metadata |= {"key": key, "checksum": _checksum(tensors)}
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    content = safetensors.torch.save(tensors, metadata)
     try:
-        try:
-            safetensors.torch.save_file(tensors, partial, metadata)
-        except safetensors.SafetensorError as error:
-            raise OSError(f"{path.name} cannot be written: {error}") from error
-        num_bytes = partial.stat().st_size
+        # Not by `save_file`, which has a name of its own for a file that is not finished.
+        partial.write_bytes(content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return num_bytes
+    return len(content)
 
 
 def read_chunk(path: Path, key: str) -> ChunkKV:

@@ -173,18 +173,19 @@ class ChunkStore:
         """Take in the files of an earlier store, the newest last, and delete what was not finished."""
         found: list[tuple[float, str, int, int]] = []
         for path in folder.iterdir():
-            if path.name.endswith(PARTIAL_SUFFIX):
-                path.unlink(missing_ok=True)
-            elif path.suffix == SUFFIX:
-                try:
-                    num_tokens = num_tokens_in(path)
-                except CorruptChunk as error:
-                    logger.warning("a chunk's file is not what was written: %s", error)
+            try:
+                if path.name.endswith(PARTIAL_SUFFIX):
                     path.unlink()
-                    self._count(corrupt=1)
-                    continue
-                status = path.stat()
-                found.append((status.st_mtime, path.stem, status.st_size, num_tokens))
+                elif path.suffix == SUFFIX:
+                    num_tokens, status = num_tokens_in(path), path.stat()
+                    found.append((status.st_mtime, path.stem, status.st_size, num_tokens))
+            except CorruptChunk as error:
+                logger.warning("a chunk's file is not what was written: %s", error)
+                self._count(corrupt=1)
+                self._drop_file(path.stem)
+            except OSError as error:
+                logger.warning("a file in the chunks' folder can be neither read nor deleted: %s", error)
+                self._count(disk_errors=1)
         for _, key, num_bytes, num_tokens in sorted(found):
             self._admit_file(key, num_bytes, float(num_tokens))
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +14,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from full_disk import full_disk
 
 from serving.chunk_kv.chunk import ChunkKV, CorruptChunk
 from serving.chunk_kv.chunk_file import num_tokens_in, read_chunk, write_chunk
@@ -243,6 +248,64 @@ def test_a_folder_that_is_deleted_under_the_store_costs_only_the_files(store: Ch
     store.flush()
     assert store.stats().disk_errors == 1
     assert_same(store.get(key("b")), chunk(2))
+
+
+def test_a_folder_that_was_deleted_between_two_starts_is_made_again(folder: Path):
+    with closing(ChunkStore(1 << 20, folder, 1 << 20)) as store:
+        store.put(key("a"), chunk(1))
+    shutil.rmtree(folder)
+    with closing(ChunkStore(1 << 20, folder, 1 << 20)) as again:
+        assert again.get(key("a")) is None
+        assert again.put(key("a"), chunk(1))
+        again.flush()
+        assert (again.stats().disk_chunks, again.stats().disk_errors) == (1, 0)
+
+
+def test_a_disk_that_is_full_costs_only_the_files(folder: Path):
+    large = chunk(1, num_tokens=10_000)
+    with closing(ChunkStore(1 << 24, folder, 1 << 24)) as store:
+        with full_disk(1 << 20):
+            assert store.put(key("a"), large)
+            store.flush()
+        assert (store.stats().disk_errors, store.stats().disk_chunks) == (1, 0)
+        assert not list(folder.iterdir()), "no half of it stays"
+        assert_same(store.get(key("a")), large)
+        store.put(key("a"), large)
+        store.flush()
+        assert store.stats().disk_chunks == 1, "once there is room, files are written again"
+
+
+WRITE_AND_DIE = """
+import resource, signal, sys, torch
+from pathlib import Path
+from serving.chunk_kv.chunk import ChunkKV
+from serving.chunk_kv.chunk_store import ChunkStore
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the kernel kills it in the middle of a write
+store = ChunkStore(1 << 24, Path(sys.argv[1]), 1 << 24)
+store.put("a", ChunkKV(torch.ones(2, 10_000, 2, 4), torch.ones(2, 10_000, 2, 4), 0))
+store.flush()
+"""
+
+
+def test_what_a_killed_process_was_writing_is_deleted_at_the_next_start(folder: Path):
+    run = subprocess.run([sys.executable, "-c", WRITE_AND_DIE, str(folder)], check=False)
+    assert run.returncode == -signal.SIGXFSZ
+    assert [path.stat().st_size for path in folder.iterdir()] == [1 << 20]
+    with closing(ChunkStore(1 << 20, folder, 1 << 20)) as store:
+        assert store.stats().disk_chunks == 0
+    assert not list(folder.iterdir())
+
+
+def test_what_cannot_be_read_at_the_start_is_counted_and_keeps_nothing_else_out(folder: Path):
+    with closing(ChunkStore(1 << 20, folder, 1 << 20)) as store:
+        store.put(key("a"), chunk(1))
+    (folder / f"{key('b')}.safetensors").mkdir()
+    with closing(ChunkStore(1 << 20, folder, 1 << 20)) as again:
+        assert_same(again.get(key("a")), chunk(1))
+        assert again.get(key("b")) is None
+        assert again.stats().disk_errors == 1
 
 
 def test_rare_entries_leave_before_those_in_use():
