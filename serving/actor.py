@@ -88,18 +88,20 @@ class GeneratorActor:
         return self._sessions.open()
 
     async def submit(
-        self, session_id: str, number: int, request: GenerateRequest, asking: TraceContext
+        self, session_id: str, requests: dict[int, tuple[GenerateRequest, TraceContext]]
     ) -> None:
-        """Begin a request; see `Sessions.submit`."""
-        self._sessions.submit(session_id, number, request, asking)
+        """Begin requests, by the numbers that the client gave them; see `Sessions.submit`."""
+        for number, (request, asking) in requests.items():
+            self._sessions.submit(session_id, number, request, asking)
 
     async def poll(self, session_id: str) -> list[Delivery]:
         """Return what a session's requests have produced; see `Sessions.poll`."""
         return await self._sessions.poll(session_id)
 
-    async def cancel(self, session_id: str, number: int) -> None:
-        """Cancel a request in the engine."""
-        self._sessions.cancel(session_id, number)
+    async def cancel(self, session_id: str, numbers: list[int]) -> None:
+        """Cancel requests in the engine."""
+        for number in numbers:
+            self._sessions.cancel(session_id, number)
 
     async def count_tokens(self, prompt: Prompt) -> int:
         """Return how many tokens the prompt encodes to."""

@@ -18,7 +18,7 @@ from serving.errors import GeneratorUnavailable, ServingError
 from serving.health import GeneratorHealth
 from serving.routing.kv_report import KVReport
 from serving.sessions import Delivery, SessionLost, merge_chunks
-from serving.spans import trace_context
+from serving.spans import TraceContext, trace_context
 from serving.types import (
     AdapterInfo,
     GeneratedChunk,
@@ -40,6 +40,8 @@ STOP_S = 10.0
 _RESTART_POLL_S = 0.2
 SILENCE_S = 60.0
 """An actor that has not answered a poll for this long counts as lost; it answers idle ones in 10 s."""
+MAX_BATCH = 256
+"""Requests that are sent as one call; a call costs the actor a millisecond, whatever it carries."""
 LOST = (
     "The generator actor has restarted and this request is lost; send it again. "
     "If it keeps dying, look at its log and at the free memory."
@@ -220,6 +222,10 @@ class _Inbox:
         raise self._error
 
 
+_Asked = tuple[GenerateRequest, TraceContext]
+"""A request, and the span that asks for it."""
+
+
 class _Link:
     """One event loop's session with the actor; polls while requests are under way."""
 
@@ -229,6 +235,8 @@ class _Link:
         self._session_id = ""
         self._numbers = itertools.count()
         self._inboxes: dict[int, _Inbox] = {}
+        self._unsent: dict[int, _Asked] = {}
+        self._unwanted: list[int] = []
         self._poller: asyncio.Task[None] | None = None
         self._confirming: set[asyncio.Task[None]] = set()
         self.broken = False
@@ -248,26 +256,45 @@ class _Link:
     def submit(self, request: GenerateRequest) -> tuple[int, _Inbox]:
         number = next(self._numbers)
         inbox = self._inboxes[number] = _Inbox()
-        accepted = self._actor.submit.remote(self._session_id, number, request, trace_context())
-        confirming = asyncio.create_task(self._confirm(number, accepted))
-        self._confirming.add(confirming)
-        confirming.add_done_callback(self._confirming.discard)
-        if self._poller is None or self._poller.done():
-            self._poller = asyncio.create_task(self._poll())
+        self._send_soon()
+        self._unsent[number] = (request, trace_context())
         return number, inbox
 
     def forget(self, number: int) -> None:
         """Cancel the request in the actor unless its end has arrived."""
-        if self._inboxes.pop(number, None) is not None:
-            self._actor.cancel.remote(self._session_id, number)
+        if self._inboxes.pop(number, None) is not None and self._unsent.pop(number, None) is None:
+            self._send_soon()
+            self._unwanted.append(number)
 
-    async def _confirm(self, number: int, accepted: Any) -> None:
+    def _send_soon(self) -> None:
+        """Send what is asked for until the event loop comes round, together."""
+        if not self._unsent and not self._unwanted:
+            asyncio.get_running_loop().call_soon(self._send)
+
+    def _send(self) -> None:
+        if unwanted := self._unwanted[:MAX_BATCH]:
+            self._unwanted = self._unwanted[MAX_BATCH:]
+            self._actor.cancel.remote(self._session_id, unwanted)
+        if numbers := list(itertools.islice(self._unsent, MAX_BATCH)):
+            batch = {number: self._unsent.pop(number) for number in numbers}
+            confirming = asyncio.create_task(self._confirm(batch))
+            self._confirming.add(confirming)
+            confirming.add_done_callback(self._confirming.discard)
+        if self._unsent or self._unwanted:  # the event loop comes round between two calls
+            asyncio.get_running_loop().call_soon(self._send)
+
+    async def _confirm(self, batch: dict[int, _Asked]) -> None:
         try:
+            accepted = self._actor.submit.remote(self._session_id, batch)
+            if self._poller is None or self._poller.done():
+                self._poller = asyncio.create_task(self._poll())
             await call(accepted)
         except SessionLost:
             self._fail(_RequestLost())
-        except (GeneratorUnavailable, RayTaskError) as error:
-            self._deliver(Delivery(number, None, _unavailable(error)))
+        except Exception as error:
+            # Also what Ray cannot send: whoever waits is to see it.
+            for number in batch:
+                self._deliver(Delivery(number, None, _unavailable(error)))
 
     async def _poll(self) -> None:
         try:
@@ -298,6 +325,7 @@ class _Link:
 
     def _fail(self, error: Exception) -> None:
         self.broken = True
+        self._unsent.clear()
         inboxes, self._inboxes = self._inboxes, {}
         for number, inbox in inboxes.items():
             inbox.put(Delivery(number, None, error))
