@@ -8,7 +8,7 @@ admission, deadlines, totals - is written once, in `serving.generator`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Protocol
@@ -87,6 +87,8 @@ class EngineLoad:
     """Requests that hold KV blocks."""
     num_waiting: int = 0
     """Requests accepted and not started."""
+    kv_usage: float | None = None
+    """Share of the KV blocks that requests under way hold, 0 to 1; None where the engine does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,10 @@ class StartTimings:
     """Importing torch and vllm."""
     engine_s: float
     """Reading weights and laying out the KV cache."""
+
+
+def _nobody_watches(*_: object) -> None:
+    """Do nothing with what a stream tells."""
 
 
 @dataclass(slots=True)
@@ -110,6 +116,10 @@ class OutputStream:
     """The request."""
     loop: asyncio.AbstractEventLoop
     """Loop of the reader; `put` and `fail` are called on it."""
+    on_piece: Callable[[EngineOutput], None] = _nobody_watches
+    """Called on the loop with every piece as it comes, whether or not anybody reads."""
+    on_end: Callable[[], None] = _nobody_watches
+    """Called on the loop once the engine has let go of the request, after its last piece."""
     _pieces: list[EngineOutput] = field(default_factory=list)
     _error: Exception | None = None
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
@@ -118,11 +128,15 @@ class OutputStream:
         """Add a piece."""
         self._pieces.append(output)
         self._ready.set()
+        self.on_piece(output)
+        if output.finish_reason is not None:
+            self.on_end()
 
     def fail(self, error: Exception) -> None:
         """End the stream with an error once the reader has taken what came before it."""
         self._error = error
         self._ready.set()
+        self.on_end()
 
     async def next(self) -> EngineOutput:
         """Return everything that has arrived since the last call as one piece; waits for the first.

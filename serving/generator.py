@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from serving.chunk_kv.blend_plan import BlendPlan, ChunkUse, Repair
@@ -18,14 +19,22 @@ from serving.chunk_kv.prompt_chunks import PromptChunks, prompt_chunks
 from serving.chunk_kv.quality_gate import QualityGate
 from serving.config import ServingConfig
 from serving.deadline_reader import DeadlineReader
-from serving.driver import Driver, EngineAdapter, EngineRequest, OutputStream, StartTimings, choose_driver
+from serving.driver import (
+    Driver,
+    EngineAdapter,
+    EngineLoad,
+    EngineRequest,
+    StartTimings,
+    choose_driver,
+)
 from serving.errors import (
     GeneratorUnavailable,
     InvalidGeneration,
     Overloaded,
 )
-from serving.fair_queue import OUTPUT_WEIGHT, FairQueue
+from serving.fair_queue import FairQueue
 from serving.health import GeneratorHealth
+from serving.holding import Holding
 from serving.metrics import GeneratorMetrics
 from serving.prompt_reader import PromptReader, ReadPrompt
 from serving.request_limits import check_request
@@ -164,9 +173,10 @@ class LocalGenerator:
         ticket = self._queue.admit(request.tenant, request.priority, request.run_began_s)
         span = GenerationSpan(request, self.config.model)
         written_by: str | None = None
+        holding = Holding(self._queue, ticket, partial(self._release, request.adapter))
         reason: FinishReason | None = None
         usage = TokenUsage()
-        stream: OutputStream | None = None
+        reader: DeadlineReader | None = None
         try:
             deadline_s = request.deadline_s or self.config.default_deadline_s
             deadline_at = deadline_s and asyncio.get_running_loop().time() + deadline_s
@@ -177,6 +187,7 @@ class LocalGenerator:
                     await self._queue.enter(ticket, usage.prompt_tokens)
             except TimeoutError:
                 reason = "deadline"
+                holding.end()
                 yield GeneratedChunk("", (), reason, usage, read.chunk_order)
                 return
             queued_s = time.monotonic() - accepted_s
@@ -184,9 +195,11 @@ class LocalGenerator:
             span.entered(queued_s)
             if self._blending is not None:
                 self._blending.make_way()
-            written_by = self._ready_model().weights(adapter)
+            model = self._ready_model()
+            written_by = model.weights(adapter)
             engine_request, chunks = self._engine_request(request, read, adapter)
             stream = driver.submit(engine_request)
+            holding.watch(stream)
             reader = DeadlineReader(driver, stream, deadline_at)
             while reason is None:
                 output = await reader.next()
@@ -196,8 +209,6 @@ class LocalGenerator:
                     first_s = time.monotonic()
                     self._metrics.first_token(first_s - accepted_s)
                     span.first_token(first_s - accepted_s)
-                    self._queue.charge(ticket, -output.num_cached_tokens)
-                self._queue.charge(ticket, OUTPUT_WEIGHT * len(output.token_ids))
                 usage = replace(
                     usage,
                     cached_tokens=max(usage.cached_tokens, output.num_cached_tokens),
@@ -209,12 +220,13 @@ class LocalGenerator:
                 if chunks is not None and output.chunk_use is not None:
                     usage = _with_chunks(usage, output.chunk_use)
                     assert self._blending is not None
-                    self._blending.after(engine_request, chunks, output.chunk_use, _salt(request.tenant))
+                    # A slow reader may outlast the weights its request was answered with.
+                    if model.weights(adapter) == written_by:
+                        self._blending.after(engine_request, chunks, output.chunk_use, _salt(request.tenant))
                 if self._reporter is not None:
                     self._reporter.served(request, read, engine_request, chunks)
                 reason = reader.finish_reason(output)
                 self._metrics.paced(time.monotonic() - first_s, usage.completion_tokens)
-                self._queue.leave(ticket)  # the next one need not wait for this one's reader
                 yield GeneratedChunk(
                     output.text, output.token_ids, reason, usage, read.chunk_order, written_by
                 )
@@ -225,10 +237,9 @@ class LocalGenerator:
             self._active.discard(request_id)
             self._ended.set()
             # In this order: an adapter goes, and weights change, after the engine has let go of the request.
-            if stream is not None and reason in (None, "cancelled"):
-                driver.abort(stream.request_id)
-            self._release(request.adapter)
-            self._queue.leave(ticket)
+            if reader is not None:
+                reader.close()
+            holding.end()
             span.ended(reason, usage, written_by)
             if usage.prompt_tokens:
                 self._metrics.ended(reason, usage, time.monotonic() - accepted_s)
@@ -370,7 +381,7 @@ class LocalGenerator:
 
     async def stats(self) -> GeneratorStats:
         """Return the load now and the totals since start."""
-        return replace(self._metrics.stats(*self._load()), no_blend_reason=self.no_blend_reason)
+        return replace(self._metrics.stats(self._load()), no_blend_reason=self.no_blend_reason)
 
     async def kv_report(self, life: str, since: int) -> KVReport:
         """Return what KV there is to reuse, for whom routes requests over several generators.
@@ -383,7 +394,8 @@ class LocalGenerator:
         """
         driver = self._ready_driver()
         adapters = tuple(info.adapter_id for info in await self.adapters() if not info.is_leaving)
-        state = ReplicaState(*self._load(), adapters, self.no_blend_reason is None)
+        load = self._load()
+        state = ReplicaState(load.num_running, load.num_waiting, adapters, self.no_blend_reason is None)
         if self._reporter is None:
             return KVReport(life="", version=0, is_full=True, state=state)
         return await self._reporter.report(driver, life, since, state)
@@ -393,13 +405,11 @@ class LocalGenerator:
         self._metrics.fairness_gap(self._queue.gap_tokens)
         if self._driver is not None:
             self._metrics.stored(await self._driver.store_stats())
-        return self._metrics.prometheus_text(*self._load())
+        return self._metrics.prometheus_text(self._load())
 
-    def _load(self) -> tuple[int, int]:
-        if self._driver is None:
-            return 0, 0
-        load = self._driver.load()
-        return load.num_running, load.num_waiting + self._queue.num_waiting
+    def _load(self) -> EngineLoad:
+        load = self._driver.load() if self._driver is not None else EngineLoad()
+        return replace(load, num_waiting=load.num_waiting + self._queue.num_waiting)
 
     def health(self) -> GeneratorHealth:
         """Return whether it can answer."""

@@ -230,6 +230,7 @@ class InprocDriver:
             return
         self._no_blend_reason = engine.no_blend_reason
         self._kv_tokens = engine.kv_tokens
+        self._load = engine.load()
         self._started.set_result(timings)
         reason = "The engine is stopping; send the request again once it is back."
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -10,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from serving.chunk_kv.quality_gate import QualityGate
 from serving.chunk_kv.store_stats import StoreStats
+from serving.driver import EngineLoad
 from serving.types import FinishReason, GeneratorStats, TokenUsage
 
 TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -29,6 +31,7 @@ class GeneratorMetrics:
         self._registry = CollectorRegistry()
         self._running = self._gauge("running", "Requests that hold KV blocks.")
         self._waiting = self._gauge("waiting", "Requests accepted and not started.")
+        self._kv_usage = self._gauge("kv_usage", "Share of KV blocks that requests under way hold.")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of ended requests.")
         self._cached_tokens = self._counter("cached_tokens", "Prompt tokens with the KV of an equal prefix.")
         self._blended_tokens = self._counter("blended_tokens", "Prompt tokens with KV of the chunk store.")
@@ -141,22 +144,24 @@ class GeneratorMetrics:
         elif reason is not None:
             self._num_cancelled += 1
 
-    def stats(self, num_running: int, num_waiting: int) -> GeneratorStats:
-        """Return the load now and the totals since start."""
+    def stats(self, load: EngineLoad) -> GeneratorStats:
+        """Return the load now, as given, and the totals since start."""
         return GeneratorStats(
-            num_running=num_running,
-            num_waiting=num_waiting,
+            num_running=load.num_running,
+            num_waiting=load.num_waiting,
             num_finished=self._num_finished,
             num_cancelled=self._num_cancelled,
             prompt_tokens=self._usage.prompt_tokens,
             cached_tokens=self._usage.cached_tokens,
             completion_tokens=self._usage.completion_tokens,
+            kv_usage=load.kv_usage,
         )
 
-    def prometheus_text(self, num_running: int, num_waiting: int) -> str:
-        """Return everything in Prometheus' text format."""
-        self._running.set(num_running)
-        self._waiting.set(num_waiting)
+    def prometheus_text(self, load: EngineLoad) -> str:
+        """Return the load now, as given, and all that was counted, in Prometheus' text format."""
+        self._running.set(load.num_running)
+        self._waiting.set(load.num_waiting)
+        self._kv_usage.set(math.nan if load.kv_usage is None else load.kv_usage)
         return generate_latest(self._registry).decode()
 
 

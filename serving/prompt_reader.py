@@ -79,6 +79,14 @@ class PromptReader:
         """
         prompt = request.prompt
         read = ReadPrompt(prompt, await self.encode(prompt))
+        if not read.token_ids:
+            raise InvalidGeneration("The prompt is empty; give it at least one segment with text.")
+        if len(read.token_ids) >= self._max_model_len:
+            raise PromptTooLong(
+                f"The prompt has {len(read.token_ids)} tokens and the context window {self._max_model_len} "
+                "(serving.max_model_len), which must also hold at least one generated token; "
+                "send fewer or shorter passages, or serve a model with a longer window."
+            )
         if request.reuse.mode == "reorder":
             kept_apart = f"{request.tenant}\0{request.adapter or ''}"
             sources = self._arranger.arrange(prompt, read.segment_ids, request.reuse.order, kept_apart)
@@ -88,13 +96,5 @@ class PromptReader:
                 [read.segment_ids[source] for source in sources],
                 chunk_ids(arranged),
                 reordered=arranged != prompt,
-            )
-        if not read.token_ids:
-            raise InvalidGeneration("The prompt is empty; give it at least one segment with text.")
-        if len(read.token_ids) >= self._max_model_len:
-            raise PromptTooLong(
-                f"The prompt has {len(read.token_ids)} tokens and the context window {self._max_model_len} "
-                "(serving.max_model_len), which must also hold at least one generated token; "
-                "send fewer or shorter passages, or serve a model with a longer window."
             )
         return read

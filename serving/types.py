@@ -265,6 +265,9 @@ class GeneratorStats:
     """Tokens generated for all requests that have ended."""
     no_blend_reason: str | None = None
     """Why requests with `reuse.mode="blend"` are served exactly, or None where they are blended."""
+    kv_usage: float | None = None
+    """Share of the engine's KV blocks that requests under way hold, 0 to 1, what is only cached not counted;
+    None where the engine does not tell."""
 
 
 class Generator(Protocol):

@@ -122,7 +122,8 @@ class VllmEngine:
         """Return what the scheduler is working on."""
         client = self._engine.engine_core
         assert isinstance(client, InprocClient)
-        return EngineLoad(*client.engine_core.scheduler.get_request_counts())
+        scheduler = client.engine_core.scheduler
+        return EngineLoad(*scheduler.get_request_counts(), scheduler.get_kv_cache_usage())
 
     def load_adapter(self, adapter: EngineAdapter) -> None:
         """Load a LoRA adapter.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+from serving.chunk_kv.blend_plan import ChunkUse
 from serving.chunk_kv.store_stats import StoreStats, Tier
 from serving.driver import NO_CHUNK_KV, EngineAdapter, EngineLoad, EngineOutput, EngineRequest, StartTimings
 from serving.generator import LocalGenerator
@@ -26,6 +28,8 @@ class LetterEngine:
     step_s: float = 0.001
     max_num_seqs: int = 4
     breaks_at_step: int | None = None
+    letter: str = "a"
+    """What it writes as one token."""
     held_back: str = ""
     gives_up: set[int] = field(default_factory=set)
     """Lengths of requests that end with an error."""
@@ -48,6 +52,8 @@ class LetterEngine:
     def add(self, request: EngineRequest) -> None:
         if request.sampling.stop == ("refuse me",):
             raise ValueError("stop is refused here")
+        if request.adapter is not None and not os.path.isdir(request.adapter.folder):
+            raise ValueError("the adapter's files, which an engine may read again at any time, are gone")
         self.seen.append(request)
         self.requests[request.request_id] = request
         self.written[request.request_id] = 0
@@ -71,10 +77,12 @@ class LetterEngine:
                 del self.requests[request_id]
                 outputs.append((request_id, EngineOutput("", (), finish_reason="error")))
                 continue
-            ended = self.written[request_id] >= self.requests[request_id].sampling.max_tokens
-            outputs.append((request_id, EngineOutput("a", (TOKEN,), 0, "length" if ended else None)))
-            if ended:
-                del self.requests[request_id]
+            request = self.requests[request_id]
+            if self.written[request_id] < request.sampling.max_tokens:
+                outputs.append((request_id, EngineOutput(self.letter, (TOKEN,))))
+                continue
+            del self.requests[request_id]
+            outputs.append((request_id, EngineOutput(self.letter, (TOKEN,), 0, "length", _use(request))))
         return outputs
 
     def busy(self) -> bool:
@@ -82,7 +90,7 @@ class LetterEngine:
 
     def load(self) -> EngineLoad:
         num_running = min(len(self.requests), self.max_num_seqs)
-        return EngineLoad(num_running, len(self.requests) - num_running)
+        return EngineLoad(num_running, len(self.requests) - num_running, num_running / self.max_num_seqs)
 
     def store_stats(self) -> StoreStats | None:
         return self.stored
@@ -106,6 +114,12 @@ class LetterEngine:
 
     def close(self) -> None:
         self.closed = True
+
+
+def _use(request: EngineRequest) -> ChunkUse | None:
+    """Return what a store without chunks makes of a plan."""
+    plan = request.blend
+    return None if plan is None else ChunkUse(missing=tuple(span.key for span in plan.load))
 
 
 def build(engine: LetterEngine):

@@ -12,6 +12,7 @@ from fakes_serving import ScriptedGenerator
 from serving.client import MAX_BATCH, ActorGenerator
 from serving.errors import GeneratorUnavailable
 from serving.sessions import Sessions
+from serving.spans import TraceContext
 from serving.types import GenerateRequest, Prompt, Sampling, Segment
 
 REQUEST = GenerateRequest(Prompt((Segment("question", "write"),)), Sampling(max_tokens=3))
@@ -43,9 +44,9 @@ class Actor:
         self.poll = Method(self.sessions.poll)
         self.cancel = Method(self._cancel)
 
-    def _submit(self, session_id: str, requests: dict[int, GenerateRequest]) -> None:
-        for number, request in requests.items():
-            self.sessions.submit(session_id, number, request)
+    def _submit(self, session_id: str, requests: dict[int, tuple[GenerateRequest, TraceContext]]) -> None:
+        for number, (request, asking) in requests.items():
+            self.sessions.submit(session_id, number, request, asking)
 
     def _cancel(self, session_id: str, numbers: list[int]) -> None:
         for number in numbers:
