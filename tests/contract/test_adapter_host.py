@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from serving import (
     GenerateRequest,
     InvalidAdapter,
     LocalGenerator,
+    PromptTooLong,
     Sampling,
     ServingConfig,
     Turn,
@@ -48,7 +49,8 @@ async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
                 await found.unload_adapter(info.adapter_id)
         return
     config = ServingConfig(max_adapters=MAX_ADAPTERS)
-    local = LocalGenerator(config, InprocDriver(config, str(BUNDLED_FOLDER), build=build(LetterEngine())))
+    engine = LetterEngine(max_num_seqs=64)
+    local = LocalGenerator(config, InprocDriver(config, str(BUNDLED_FOLDER), build=build(engine)))
     await local.start()
     yield local
     await local.stop()
@@ -110,6 +112,92 @@ async def test_one_that_is_unloaded_serves_who_uses_it_and_nobody_else(host: Hos
     assert await host.adapters() == []
     again = await host.load_adapter("a", tmp_path)
     assert again.adapter_id == info.adapter_id
+
+
+@asynccontextmanager
+async def full_slots(host: Host) -> AsyncIterator[None]:
+    """Keep every slot of the engine taken, so that requests of the same tenant wait, until the block ends."""
+    endless = Sampling(max_tokens=1500, temperature=2.0, seed=5)
+    requests = [ask(None, endless, f"{number}") for number in range(ServingConfig().max_num_seqs + 4)]
+    tasks = [asyncio.create_task(collect(host, request)) for request in requests]
+    try:
+        await waiting(host, 4)
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def waiting(host: Host, num_requests: int) -> None:
+    """Return once so many requests wait for a slot."""
+    async with asyncio.timeout(60):
+        while (await host.stats()).num_waiting < num_requests:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.01)
+
+
+async def given_back(host: Host) -> None:
+    """Return once no slot, no place, no KV block and no adapter is held by anybody."""
+    async with asyncio.timeout(60):
+        while True:
+            stats, infos = await host.stats(), await host.adapters()
+            if not any((stats.num_running, stats.num_waiting, stats.kv_usage)):
+                break
+            await asyncio.sleep(0.01)
+    assert stats.kv_usage == 0.0
+    assert [info.num_requests for info in infos] == [0] * len(infos)
+
+
+async def test_a_request_that_waits_is_answered_by_an_adapter_whose_folder_goes(
+    host: Host, tmp_path: Path
+) -> None:
+    info = await host.load_adapter("a", write_adapter(tmp_path / "gone", 1))
+    expected = await tokens(host, ask(info.adapter_id))
+    async with full_slots(host):
+        asked = asyncio.create_task(collect(host, ask(info.adapter_id)))
+        await waiting(host, 5)
+        shutil.rmtree(tmp_path / "gone")
+        assert not asked.done()
+    async with asyncio.timeout(60):
+        chunks = await asked
+    assert [token for chunk in chunks for token in chunk.token_ids] == expected
+    assert chunks[-1].weights == f"{(await host.info()).model_hash}+{info.adapter_id}"
+    await given_back(host)
+
+
+async def test_requests_that_wait_are_answered_by_an_adapter_that_is_unloaded(
+    host: Host, tmp_path: Path
+) -> None:
+    info = await host.load_adapter("a", write_adapter(tmp_path, 1))
+    expected = await tokens(host, ask(info.adapter_id))
+    async with full_slots(host):
+        asked = [asyncio.create_task(collect(host, ask(info.adapter_id))) for _ in range(3)]
+        left = asyncio.create_task(collect(host, ask(info.adapter_id)))
+        await waiting(host, 8)
+        leaving = asyncio.create_task(host.unload_adapter(info.adapter_id))
+        async with asyncio.timeout(10):
+            while not (await host.adapters())[0].is_leaving:  # noqa: ASYNC110 - it has no event to wait for
+                await asyncio.sleep(0.01)
+        with pytest.raises(UnknownAdapter, match="loaded are: none"):
+            await collect(host, ask(info.adapter_id))
+        left.cancel()
+        assert not any(one.done() for one in (*asked, leaving))
+    async with asyncio.timeout(60):
+        for chunks in await asyncio.gather(*asked):
+            assert [token for chunk in chunks for token in chunk.token_ids] == expected
+            assert str(chunks[-1].weights).endswith(info.adapter_id)
+        await leaving
+    assert await host.adapters() == []
+    await given_back(host)
+
+
+async def test_a_prompt_too_long_for_the_window_lets_its_adapter_go(host: Host, tmp_path: Path) -> None:
+    info = await host.load_adapter("a", write_adapter(tmp_path, 1))
+    request = ask(info.adapter_id, text="word " * 3000)
+    num_tokens = await host.count_tokens(request.prompt)
+    with pytest.raises(PromptTooLong, match=f"has {num_tokens} tokens and the context window 2048 "):
+        await collect(host, request)
+    await given_back(host)
 
 
 async def test_a_cancelled_request_lets_its_adapter_go(host: Host, tmp_path: Path) -> None:

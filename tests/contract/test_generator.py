@@ -23,6 +23,7 @@ from serving.types import (
     GeneratorStats,
     KVReuse,
     Prompt,
+    ReuseMode,
     Sampling,
     Segment,
 )
@@ -184,12 +185,18 @@ async def test_a_deadline_drops_no_token_between_pieces(generator: Generator) ->
     assert text == "".join(chunk.text for chunk in whole)
 
 
-async def test_a_prompt_without_room_is_refused_with_both_numbers(generator: Generator) -> None:
+@pytest.mark.parametrize("mode", ["exact", "reorder", "blend"])
+async def test_a_prompt_without_room_is_refused_with_both_numbers_and_costs_nothing(
+    generator: Generator, mode: ReuseMode
+) -> None:
     limit = (await generator.info()).max_model_len
-    prompt = Prompt((Segment("question", "word " * 3000),))
+    passages = [PromptPassage(f"{number}", "title", "word " * 600) for number in range(5)]
+    prompt = rag_prompt("why?", passages)
     num_tokens = await generator.count_tokens(prompt)
+    before = await generator.stats()
     with pytest.raises(PromptTooLong, match=f"{num_tokens} tokens.*{limit}"):
-        await collect(generator, GenerateRequest(prompt))
+        await collect(generator, GenerateRequest(prompt, reuse=KVReuse(mode)))
+    assert await generator.stats() == before
 
 
 async def test_max_tokens_is_cut_to_the_room_left(generator: Generator) -> None:

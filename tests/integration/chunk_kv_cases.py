@@ -5,22 +5,31 @@ One file, since all cases share one engine, which takes a process of its own and
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
+import os
+import resource
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from full_disk import full_disk
+from held import DEAD, Held, held
 
 from serving.chunk_kv.blend_plan import BlendPlan, ChunkSpan, ChunkUse, Repair
 from serving.chunk_kv.chunk import ChunkKV
+from serving.chunk_kv.chunk_store import ChunkStore
 from serving.chunk_kv.kv_codec import decode_chunk, encode_chunk
 from serving.chunk_kv.quality_gate import GateConfig
 from serving.config import ServingConfig
 from serving.driver import EngineOutput, EngineRequest, StartTimings
 from serving.environment import engine_environment
+from serving.errors import GeneratorUnavailable, PromptTooLong
 from serving.generator import LocalGenerator
 from serving.inproc_driver import InprocDriver
 from serving.prompt import PromptPassage, rag_prompt
@@ -65,6 +74,9 @@ class Engine:
         [self.shared] = connector._SHARED.values()
         self.store = self.shared.store
         self.connector = get_kv_transfer_group()
+        """The worker's side."""
+        scheduler = self.vllm._engine.engine_core.engine_core.scheduler
+        self.promised = scheduler.connector._promised
         self.runner = (
             self.vllm._engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
         )
@@ -80,6 +92,12 @@ class Engine:
                 tokens[request_id] += output.token_ids
                 last[request_id] = output
         return [(tokens[request.request_id], last[request.request_id]) for request in requests]
+
+    @property
+    def num_held_blocks(self) -> int:
+        """Return the KV blocks that are not free, the null block apart."""
+        pool = self.vllm._engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+        return pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
 
     def kv(self, key: str) -> ChunkKV:
         found = self.store.get(key)
@@ -102,6 +120,17 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         engine = Engine(config)
         yield engine
         engine.vllm.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(engine: Engine) -> Iterator[None]:
+    """After every case: no request, no promise, no KV block that is not free."""
+    assert engine.num_held_blocks == 0
+    yield
+    assert not engine.vllm.busy()
+    assert engine.num_held_blocks == 0
+    assert not engine.shared.uses
+    assert not engine.promised
 
 
 def request(
@@ -250,6 +279,68 @@ def test_a_chunk_whose_file_is_damaged_is_computed(engine: Engine):
     assert engine.store.stats().corrupt == 2
 
 
+def forget(engine: Engine, key: str) -> None:
+    """Take a chunk out of memory once its file is written, as an eviction does."""
+    engine.store.flush()
+    with engine.store._lock:
+        engine.store._drop_from_memory(key)
+
+
+def evict(engine: Engine, key: str) -> None:
+    forget(engine, key)
+    with engine.store._lock:
+        engine.store._drop_file(key)
+
+
+def delete_file(engine: Engine, key: str) -> None:
+    engine.store._path(key).unlink()
+
+
+def damage_file(engine: Engine, key: str) -> None:
+    engine.store._path(key).write_bytes(b"not ours")
+
+
+@pytest.mark.parametrize(
+    ("lose", "counted"),
+    [(evict, (0, 0)), (delete_file, (0, 1)), (damage_file, (1, 0))],
+    ids=["evicted", "file deleted", "file damaged"],
+)
+def test_a_promised_chunk_that_is_lost_before_it_is_loaded_is_computed(
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    lose: Callable[[Engine, str], None],
+    counted: tuple[int, int],
+):
+    capture_alone(engine, "a", "b")
+    forget(engine, "b")
+    assert engine.store.tier("b") == "disk"
+    token_ids, spans = prompt("a", "b")
+    beside_ids, beside_spans = prompt("a")
+    [(exact, _), (exact_beside, _)] = engine.run(request(token_ids, None), request(beside_ids, None))
+    before, load = engine.store.stats(), engine.connector._load
+    promised: list[int] = []
+
+    def lose_and_load(tasks: list[Any]) -> None:
+        promised.extend(task.end - task.begin for task in tasks)
+        lose(engine, "b")
+        load(tasks)
+
+    monkeypatch.setattr(engine.connector, "_load", lose_and_load)
+    [(blended, output), (blended_beside, output_beside)] = engine.run(
+        request(token_ids, BlendPlan(load=spans, repair=NOTHING)),
+        request(beside_ids, BlendPlan(load=beside_spans, repair=NOTHING)),
+    )
+    assert promised == [spans[-1].end, beside_spans[-1].end]
+    # "a" stands where it was computed, and all else is computed here: nothing is approximate.
+    assert (blended, blended_beside) == (exact, exact_beside)
+    num_loaded = len(CHUNKS["a"])
+    assert output.chunk_use == ChunkUse(num_loaded, spans[-1].end - num_loaded, ("b",))
+    assert output_beside.chunk_use == ChunkUse(num_loaded, beside_spans[-1].end - num_loaded, ())
+    after = engine.store.stats()
+    assert after.misses == before.misses + 1
+    assert (after.corrupt - before.corrupt, after.disk_errors - before.disk_errors) == counted
+
+
 def test_a_chunk_of_another_model_is_computed(engine: Engine):
     engine.store.put(
         "a", ChunkKV(torch.zeros(1, len(CHUNKS["a"]), 1, 8), torch.zeros(1, len(CHUNKS["a"]), 1, 8), 0)
@@ -317,9 +408,7 @@ def test_an_aborted_blend_leaves_no_block_and_no_record(engine: Engine):
     engine.run(request(token_ids, None))
     assert engine.vllm.load().num_running == 0
     assert not engine.shared.uses
-    scheduler = engine.vllm._engine.engine_core.engine_core.scheduler
-    pool = scheduler.kv_cache_manager.block_pool
-    assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "all but the null block are free"
+    assert engine.num_held_blocks == 0
 
 
 @pytest.mark.parametrize(
@@ -497,6 +586,120 @@ async def test_routers_are_told_which_chunks_are_stored(engine: Engine, gate: Ga
         await generator.stop()
 
 
+@pytest.fixture
+def restart(engine: Engine) -> Iterator[Callable[[], ChunkStore]]:
+    """Gives the engine a store as a start does, over a folder that is empty at first; its own comes back."""
+    own = engine.store
+    folder = own._folder.with_name("restarted")
+
+    def start() -> ChunkStore:
+        if engine.store is not own:
+            engine.store.close()
+        engine.store = engine.shared.store = ChunkStore(256 << 20, folder, 256 << 20)
+        return engine.store
+
+    yield start
+    engine.store.close()
+    engine.store = engine.shared.store = own
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+async def cold(
+    engine: Engine, generator: LocalGenerator, reuse: KVReuse = EXACT, order: tuple[int, ...] = (2, 0, 1)
+) -> tuple[str, TokenUsage]:
+    """Return an answer that takes nothing from the engine's prefix cache."""
+    await generator.idle_work_done()
+    assert engine.vllm._engine.reset_prefix_cache()
+    return await answer(generator, order, reuse, "cold")
+
+
+async def test_a_full_disk_costs_files_and_neither_answers_nor_memory(
+    engine: Engine, generator: LocalGenerator, restart: Callable[[], ChunkStore]
+):
+    answers = []
+    for free_bytes, num_files in ((resource.RLIM_INFINITY, 3), (1 << 16, 0)):
+        store = restart()
+        with full_disk(free_bytes):
+            await cold(engine, generator, BLEND, (0, 1, 2))
+            answers.append(await cold(engine, generator, BLEND))
+            store.flush()
+        stats = store.stats()
+        assert (stats.memory_chunks, stats.disk_chunks) == (3, num_files)
+        assert stats.disk_errors == 3 - num_files
+        assert len(os.listdir(store._folder)) == num_files
+        shutil.rmtree(store._folder)
+    assert answers[0][1].mode == "blend"
+    assert answers[1] == answers[0]
+    assert 'graft_chunk_kv_lost_total{why="disk_errors"} 3.0' in await generator.metrics_text()
+
+
+async def test_a_folder_deleted_while_serving_costs_files_and_neither_answers_nor_memory(
+    engine: Engine, generator: LocalGenerator, restart: Callable[[], ChunkStore]
+):
+    exact, _ = await cold(engine, generator)
+    store = restart()
+    await cold(engine, generator, BLEND, (0, 1, 2))
+    blended = await cold(engine, generator, BLEND)
+    assert blended[1].mode == "blend"
+    store.flush()
+    shutil.rmtree(store._folder)
+    assert await cold(engine, generator, BLEND) == blended, "memory goes on"
+    for key in list(store._chunks):
+        forget(engine, key)
+    text, usage = await cold(engine, generator, BLEND)
+    assert (text, usage.mode) == (exact, "exact"), "what the files held was promised, and is computed"
+    assert usage.repaired_tokens > usage.prompt_tokens / 2
+    assert (store.stats().disk_errors, store.stats().disk_chunks) == (3, 0)
+    assert await cold(engine, generator, BLEND) == blended
+    assert store.stats().memory_chunks == 3
+    store.flush()
+    assert store.stats().disk_errors == 6
+
+
+def tear_files(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize("damage", [shutil.rmtree, tear_files])
+async def test_chunks_lost_between_two_starts_are_computed_again(
+    engine: Engine,
+    generator: LocalGenerator,
+    restart: Callable[[], ChunkStore],
+    damage: Callable[[Path], None],
+):
+    exact, _ = await cold(engine, generator)
+    store = restart()
+    await cold(engine, generator, BLEND, (0, 1, 2))
+    blended = await cold(engine, generator, BLEND)
+    assert blended[1].mode == "blend"
+    store.close()
+    damage(store._folder)
+    store = restart()
+    text, usage = await cold(engine, generator, BLEND)
+    assert (text, usage.mode) == (exact, "exact")
+    assert await cold(engine, generator, BLEND) == blended
+    store.flush()
+    stats = store.stats()
+    assert (stats.disk_chunks, stats.disk_errors) == (3, 0)
+    assert stats.corrupt == (3 if damage is tear_files else 0)
+
+
+async def test_a_prompt_too_long_to_blend_is_refused_and_nothing_is_asked_of_the_store(
+    generator: LocalGenerator, engine: Engine
+):
+    passages = [PromptPassage(f"long {number}", "title", "many words " * 400) for number in range(5)]
+    request = GenerateRequest(rag_prompt("why?", passages), reuse=BLEND)
+    num_tokens = await generator.count_tokens(request.prompt)
+    before = engine.store.stats()
+    with pytest.raises(PromptTooLong, match=f"has {num_tokens} tokens and the context window 2048 "):
+        async for _ in generator.generate(request):
+            pass
+    await generator.idle_work_done()
+    assert engine.store.stats() == before
+    assert held(generator) == Held()
+
+
 class TestGate:
     """Blended answers are made again exactly, and blending ends where they differ."""
 
@@ -534,3 +737,44 @@ class TestGate:
             await generator.idle_work_done()
         assert (await generator.stats()).no_blend_reason is None
         assert "graft_generator_blend_agreement 1.0" in await generator.metrics_text()
+
+
+async def test_an_engine_whose_model_fails_ends_every_request_and_holds_nothing_for_them(
+    engine: Engine, generator: LocalGenerator, monkeypatch: pytest.MonkeyPatch
+):
+    """The last case: the engine under it is broken in the middle of a step."""
+    await answer(generator, (0, 1), BLEND)
+    begun: set[int] = set()
+
+    async def read(number: int) -> None:
+        prompt = rag_prompt(f"{number}?", PASSAGES[:2])
+        sampling = Sampling(max_tokens=1500, temperature=2.0, seed=number)
+        reuse = BLEND if number % 2 else EXACT
+        async for _ in generator.generate(GenerateRequest(prompt, sampling, reuse=reuse)):
+            begun.add(number)
+
+    tasks = [asyncio.create_task(read(number)) for number in range(40)]
+    async with asyncio.timeout(60):
+        while len(begun) < engine.config.max_num_seqs:  # noqa: ASYNC110 - it has no event to wait for
+            await asyncio.sleep(0.01)
+    assert held(generator).tenants_waiting == 40 - len(begun)
+    assert engine.num_held_blocks > 0
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no memory for the step")
+
+    monkeypatch.setattr(engine.runner.model, "forward", fail)
+    async with asyncio.timeout(60):
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        assert isinstance(result, GeneratorUnavailable)
+        assert "no memory for the step" in str(result)
+    assert generator.health().status == "failed"
+    assert held(generator) == DEAD
+    async with asyncio.timeout(60):
+        await generator.idle_work_done()
+    with pytest.raises(GeneratorUnavailable, match="no memory for the step"):
+        await answer(generator, (0, 1))
+    # What a dead engine still holds goes with its process; vLLM lets go of it when it is asked.
+    for request_id in list(engine.vllm._engine_ids):
+        engine.vllm.abort(request_id)

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import signal
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 
 import jsonschema
 import pytest
@@ -17,9 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import (
     ActorGenerator,
     Constraint,
-    GeneratedChunk,
     GenerateRequest,
-    GeneratorUnavailable,
     InvalidGeneration,
     ModelUnusable,
     Prompt,
@@ -258,24 +252,3 @@ async def test_the_client_travels_to_another_process(engine: ActorGenerator) -> 
         return asyncio.run(client.info()).model_hash
 
     assert await elsewhere.remote(engine) == (await engine.info()).model_hash
-
-
-async def test_a_killed_actor_fails_its_requests_quickly_and_comes_back(engine: ActorGenerator) -> None:
-    health = await engine.health()
-    assert health.status == "ready"
-    async with aclosing(engine.generate(ask("long", LONG))) as chunks:
-        await anext(chunks)
-        os.kill(health.pid, signal.SIGKILL)
-        rest = asyncio.create_task(_drain(chunks))
-        done, _ = await asyncio.wait([rest], timeout=HANG_S)
-        assert done, "a request of a killed actor hangs"
-        with pytest.raises(GeneratorUnavailable, match="send"):
-            rest.result()
-    ready = await engine.ready()
-    assert ready.pid != health.pid
-    assert await write(engine, ask("back again", Sampling(max_tokens=4))) is not None
-
-
-async def _drain(chunks: AsyncIterator[GeneratedChunk]) -> None:
-    async for _ in chunks:
-        pass
