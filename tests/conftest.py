@@ -109,7 +109,7 @@ def engine(platform) -> object:
 
 @pytest.fixture(scope="session")
 def spare_engine(ray_session: None) -> Iterator[ActorGenerator]:
-    """A second engine, which tests may change or break; it takes three adapters and tells what KV it holds."""
+    """A second engine, which tests may change or break; it takes three adapters and tells of its KV."""
     import ray
 
     from serving import ServingConfig, start_generator
