@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -23,12 +24,15 @@ class ScriptedReplica(ScriptedGenerator):
         """Characters after which the next request fails, and the replica is down."""
         self.is_down = False
         self.is_stopped = False
+        self.is_draining = False
         self.loaded: dict[str, AdapterInfo] = {}
         self.takes_adapters = True
         self.weights: list[Path] = []
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GeneratedChunk]:
         self._answer()
+        if self.is_draining:
+            raise GeneratorUnavailable("the replica is draining")
         async with aclosing(super().generate(request)) as chunks:
             num_written = 0
             async for chunk in chunks:
@@ -39,7 +43,7 @@ class ScriptedReplica(ScriptedGenerator):
                 num_written += 1
 
     def _answer(self) -> None:
-        if self.is_down:
+        if self.is_down or self.is_stopped:
             raise GeneratorUnavailable("the replica is down")
 
     async def kv_report(self, life: str, since: int) -> KVReport:
@@ -73,5 +77,9 @@ class ScriptedReplica(ScriptedGenerator):
         self.weights.append(folder)
         return await self.info()
 
-    async def stop(self) -> None:
+    async def stop(self, drain_s: float = 0.0) -> None:
+        self.is_draining = True
+        async with asyncio.timeout(drain_s):
+            while (await self.stats()).num_running:  # noqa: ASYNC110 - a fake's work is short
+                await asyncio.sleep(0.001)
         self.is_stopped = True

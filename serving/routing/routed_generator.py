@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import statistics
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
@@ -33,7 +34,9 @@ logger = logging.getLogger(__name__)
 
 REPORT_INTERVAL_S = 0.2
 """How often replicas are asked what KV they hold, while requests are under way."""
-_COUNTS = [field.name for field in fields(GeneratorStats) if field.name != "no_blend_reason"]
+DRAIN_S = 300.0
+"""Longest that the requests of a replica that is removed may take, unless told otherwise."""
+_COUNTS = [field.name for field in fields(GeneratorStats) if field.type == "int"]
 T = TypeVar("T")
 
 
@@ -68,8 +71,8 @@ class Replica(Generator, Protocol):
         """Serve other weights of the same model."""
         ...
 
-    async def stop(self) -> None:
-        """Stop it; what is under way fails."""
+    async def stop(self, drain_s: float = 0.0) -> None:
+        """Stop it, once what is under way has ended or after so many seconds; what is left then fails."""
         ...
 
 
@@ -96,8 +99,8 @@ class RoutedGenerator:
             raise ValueError("a routed generator needs at least one replica")
         self._router = router if router is not None else KVRouter()
         self._report_interval_s = report_interval_s
-        self._lock = threading.Condition()
-        """Guards what follows, which every event loop changes; notified when a request ends."""
+        self._lock = threading.Lock()
+        """Guards what follows, which every event loop changes."""
         self._replicas = list(replicas)
         self._router.views.update({one: ReplicaView() for one in replicas})
         self._down: set[Replica] = set()
@@ -163,7 +166,6 @@ class RoutedGenerator:
         finally:
             with self._lock:
                 view.end(choice.number)
-                self._lock.notify_all()
 
     @contextmanager
     def _claimed(self, request_id: str) -> Iterator[None]:
@@ -265,9 +267,11 @@ class RoutedGenerator:
             GeneratorUnavailable: None of them answers.
         """
         found = [stats for _, stats in await self._answers(lambda one: one.stats())]
+        usages = [stats.kv_usage for stats in found if stats.kv_usage is not None]
         return GeneratorStats(
             *(sum(getattr(stats, name) for stats in found) for name in _COUNTS),
             no_blend_reason=next((stats.no_blend_reason for stats in found if stats.no_blend_reason), None),
+            kv_usage=statistics.fmean(usages) if usages else None,
         )
 
     async def metrics_text(self) -> str:
@@ -322,8 +326,12 @@ class RoutedGenerator:
             await replica.update_weights(folder)
         return await self.info()
 
-    async def remove(self, replica: Replica) -> None:
-        """Send a replica no more requests, and stop it once those it has have ended.
+    async def remove(self, replica: Replica, drain_s: float = DRAIN_S) -> None:
+        """Send a replica no more requests, and stop it once those it has, of any client, have ended.
+
+        Args:
+            replica: One of `replicas`.
+            drain_s: Longest that they may take.
 
         Raises:
             ValueError: It is none of the replicas, or the last one.
@@ -333,11 +341,8 @@ class RoutedGenerator:
                 raise ValueError("a replica can be removed while there is another one to take its place")
             self._replicas.remove(replica)
             self._down.discard(replica)
-            view = self._router.views[replica]
-        await asyncio.to_thread(self._wait_for_last, view)
-        with self._lock:
             del self._router.views[replica]
-        await replica.stop()
+        await replica.stop(drain_s)
 
     def add(self, replica: Replica) -> None:
         """Send requests to one more replica, which can answer."""
@@ -345,13 +350,9 @@ class RoutedGenerator:
             self._router.views[replica] = ReplicaView()
             self._replicas.append(replica)
 
-    async def stop(self) -> None:
-        """Stop all replicas; what is under way fails. Safe to call twice."""
-        await asyncio.gather(*(one.stop() for one in self.replicas))
-
-    def _wait_for_last(self, view: ReplicaView) -> None:
-        with self._lock:
-            self._lock.wait_for(lambda: not view.num_own)
+    async def stop(self, drain_s: float = 0.0) -> None:
+        """Stop all replicas; see `ActorGenerator.stop`. Safe to call twice."""
+        await asyncio.gather(*(one.stop(drain_s) for one in self.replicas))
 
     def _any(self) -> Replica:
         with self._lock:
