@@ -27,12 +27,15 @@ from serving import (
     UnknownAdapter,
     chat_prompt,
 )
+from serving.sessions import LEASE_S
 
 pytestmark = pytest.mark.integration
 
 LONG = Sampling(max_tokens=1500, temperature=2.0, seed=5)
 HANG_S = 15.0
 """Far above what is needed and below an engine's restart: waiting for that would be a hang."""
+EMPTY_S = LEASE_S / 2
+"""Longest wait for sessions to be empty: after their lease they are closed, whatever they hold."""
 NUM_SLOTS = ServingConfig().max_num_seqs
 NUM_FLOOD = 10_000
 
@@ -47,7 +50,7 @@ async def write(engine: ActorGenerator, request: GenerateRequest) -> str:
 
 async def nothing_held(engine: ActorGenerator) -> None:
     """Return once the actor holds nothing, and the client waits for nothing."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(EMPTY_S):
         while (found := await held_in_actor(engine)) != Held():  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.02)
     assert found == Held()
@@ -184,8 +187,8 @@ async def test_readers_that_sleep_keep_no_slots_and_get_all_of_their_text(engine
     async with asyncio.timeout(60):
         while len(begun) < num_asleep:  # noqa: ASYNC110 - they are more than there are slots
             await asyncio.sleep(0.02)
-        while await held_in_actor(engine) != Held():  # noqa: ASYNC110 - it has no event to wait for
-            await asyncio.sleep(0.02)
+    await nothing_held(engine)
+    async with asyncio.timeout(60):
         assert await write(engine, ask("awake", Sampling(max_tokens=4))) is not None
     assert not any(task.done() for task in asleep)
     wake.set()
