@@ -9,8 +9,6 @@ import math
 import os
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
-from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +18,8 @@ from graft.config import REPOSITORY, GraftConfig
 from graft.current_release import CurrentRelease, unswitched
 from graft.errors import ConfigError, NotInPlace, StartError
 from graft.folders import document_files
-from graft.gpu_split import num_gpus, split_of_cluster
+from graft.generators import GENERATOR, placement, start_generators
+from graft.gpu_split import split_of_cluster
 from graft.graph_model import actor_text_model
 from graft.part_metrics import metrics_of, unavailable
 from graft.pinned_retriever import PinnedRetriever
@@ -30,7 +29,6 @@ from graft.stages import OnStage, Stage, stage
 from graft.tracing import export_spans, otel_environment
 from retrieval.extraction.files import read_file
 from retrieval.types import DEFAULT_TENANT, DocumentState
-from serving.config import ServingConfig, usable_cores
 
 if TYPE_CHECKING:
     from agents.pipeline import Pipeline
@@ -42,8 +40,6 @@ if TYPE_CHECKING:
 
 NAMESPACE = "graft"
 """Ray namespace of every actor of ours."""
-GENERATOR = "generator-0"
-"""Name of the generator's actor, the first one's where there are several."""
 SAMPLE_LIBRARY = "samples"
 """Name of the library that holds the bundled documents."""
 ALL_PARTS = ("retrieval", "generator")
@@ -167,7 +163,7 @@ class Platform:
 
         config = self._sized.retrieval
         with stage(report, "retrieval", "loading the embedder and opening the index") as done:
-            options = {"num_cpus": 0, "resources": _placement("graft_index")}
+            options = {"num_cpus": 0, "resources": placement("graft_index")}
             self._retrieval = ActorRetrieval.start(
                 self.config.home / "index",
                 config,
@@ -212,34 +208,10 @@ class Platform:
     async def _start_generator(self, report: OnStage, stack: AsyncExitStack) -> None:
         num_replicas = self.config.serving.num_replicas
         with stage(report, "generator", f"loading {self.config.serving.model} into vLLM") as done:
-            self._generator = first = self._new_generator(0, stack)
-            await first.ready()
-            # The others find its caches warm, and the cores free.
-            others = [self._new_generator(number, stack) for number in range(1, num_replicas)]
-            await asyncio.gather(*(other.ready() for other in others))
-            if others:
-                from serving import RoutedGenerator
-
-                self._generator = RoutedGenerator([first, *others])
+            self._generator = await start_generators(self._sized.serving, NAMESPACE, stack)
             info = await self._generator.info()
-            replicas = f", {num_replicas} replicas" if others else ""
+            replicas = f", {num_replicas} replicas" if num_replicas > 1 else ""
             done.message = f"{info.model_id} answers, context of {info.max_model_len:,} tokens{replicas}"
-
-    def _new_generator(self, number: int, stack: AsyncExitStack) -> ActorGenerator:
-        from serving import start_generator
-
-        traced = otel_environment()
-        generator = start_generator(
-            _threaded(self._sized.serving),
-            name=GENERATOR if not number else f"generator-{number}",
-            namespace=NAMESPACE,
-            num_cpus=0,
-            num_gpus=num_gpus(),
-            resources=_placement("graft_generator"),
-            setup=partial(export_spans, traced, "generator") if traced else None,
-        )
-        stack.push_async_callback(generator.stop)
-        return generator
 
     async def _open_pipelines(self, stack: AsyncExitStack) -> None:
         from agents.checkpoints import open_threads
@@ -435,19 +407,3 @@ async def _all(starts: Iterable[Coroutine[Any, Any, None]]) -> None:
                 group.create_task(start)
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
-
-
-def _threaded(serving: ServingConfig) -> ServingConfig:
-    """Return the settings with the cores of a single machine divided among its generators."""
-    import ray
-
-    if serving.num_replicas == 1 or serving.num_threads is not None or len(ray.nodes()) > 1:
-        return serving
-    return replace(serving, num_threads=max(usable_cores() // serving.num_replicas, 1))
-
-
-def _placement(label: str) -> dict[str, float] | None:
-    """Return the resource that puts an actor on the nodes meant for it, where the cluster names any."""
-    import ray
-
-    return {label: 0.01} if label in ray.cluster_resources() else None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import time
 import uuid
@@ -13,20 +11,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from serving.chunk_kv.blend_plan import BlendPlan, ChunkUse, Repair
 from serving.chunk_kv.blending import Blending
-from serving.chunk_kv.prompt_chunks import PromptChunks, prompt_chunks
 from serving.chunk_kv.quality_gate import QualityGate
 from serving.config import ServingConfig
 from serving.deadline_reader import DeadlineReader
 from serving.driver import (
     Driver,
-    EngineAdapter,
     EngineLoad,
-    EngineRequest,
     StartTimings,
     choose_driver,
 )
+from serving.engine_requests import EngineRequests, tenant_salt, with_chunks
 from serving.errors import (
     GeneratorUnavailable,
     InvalidGeneration,
@@ -36,7 +31,7 @@ from serving.fair_queue import FairQueue
 from serving.health import GeneratorHealth
 from serving.holding import Holding
 from serving.metrics import GeneratorMetrics
-from serving.prompt_reader import PromptReader, ReadPrompt
+from serving.prompt_reader import PromptReader
 from serving.request_limits import check_request
 from serving.routing.kv_report import KVReport, ReplicaState
 from serving.routing.kv_reporter import KVReporter
@@ -85,7 +80,7 @@ class LocalGenerator:
             fair=config.scheduling == "fair",
         )
         self._starting: asyncio.Task[StartTimings] | None = None
-        self._tokenizer: ModelTokenizer | None = None
+        self._requests: EngineRequests | None = None
         self._model: ServedModel | None = None
         self._reader: PromptReader | None = None
         self._blending: Blending | None = None
@@ -110,7 +105,7 @@ class LocalGenerator:
             kv_events = self._reporter.events.endpoint
         if self._driver is None:
             self._driver = await asyncio.to_thread(choose_driver, self.config, str(folder), kv_events)
-        self._tokenizer = ModelTokenizer(folder / "tokenizer.json")
+        tokenizer = ModelTokenizer(folder / "tokenizer.json")
         timings, weights = await asyncio.gather(self._driver.start(), asyncio.to_thread(model_hash, folder))
         info = GeneratorInfo(
             model_id=self.config.model,
@@ -119,11 +114,11 @@ class LocalGenerator:
             max_model_len=self.config.max_model_len,
         )
         self._model = ServedModel(self.config, folder, info, self._driver, self._queue, self._forget)
-        self._reader = PromptReader(self._tokenizer, self.config.max_model_len, self._driver.kv_tokens)
+        self._reader = PromptReader(tokenizer, self.config.max_model_len, self._driver.kv_tokens)
+        self._requests = EngineRequests(self.config, tokenizer.end_ids)
         if self._driver.no_blend_reason is None:
             gate = QualityGate(self.config.blend_gate)
-            decode = self._tokenizer.decode
-            self._blending = Blending(self._driver, gate, decode, self._metrics.checked)
+            self._blending = Blending(self._driver, gate, tokenizer.decode, self._metrics.checked)
         return timings
 
     async def drain(self) -> None:
@@ -197,7 +192,9 @@ class LocalGenerator:
                 self._blending.make_way()
             model = self._ready_model()
             written_by = model.weights(adapter)
-            engine_request, chunks = self._engine_request(request, read, adapter)
+            assert self._requests is not None
+            blends = self.no_blend_reason is None
+            engine_request, chunks = self._requests.make(request, read, model.info, adapter, blends=blends)
             stream = driver.submit(engine_request)
             holding.watch(stream)
             reader = DeadlineReader(driver, stream, deadline_at)
@@ -218,11 +215,12 @@ class LocalGenerator:
                     yield GeneratedChunk(output.text, output.token_ids)
                     continue
                 if chunks is not None and output.chunk_use is not None:
-                    usage = _with_chunks(usage, output.chunk_use)
+                    usage = with_chunks(usage, output.chunk_use)
                     assert self._blending is not None
                     # A slow reader may outlast the weights its request was answered with.
                     if model.weights(adapter) == written_by:
-                        self._blending.after(engine_request, chunks, output.chunk_use, _salt(request.tenant))
+                        salt = tenant_salt(request.tenant)
+                        self._blending.after(engine_request, chunks, output.chunk_use, salt)
                 if self._reporter is not None:
                     self._reporter.served(request, read, engine_request, chunks)
                 reason = reader.finish_reason(output)
@@ -289,33 +287,6 @@ class LocalGenerator:
         request_id = request_id or uuid.uuid4().hex
         self._active.add(request_id)
         return request_id
-
-    def _engine_request(
-        self, request: GenerateRequest, read: ReadPrompt, adapter: EngineAdapter | None
-    ) -> tuple[EngineRequest, PromptChunks | None]:
-        """Return what the engine is asked, and the chunks it blends; for weights that stay until it ends."""
-        assert self._tokenizer is not None
-        chunks = None
-        if request.reuse.mode == "blend" and adapter is None and self.no_blend_reason is None:
-            chunks = prompt_chunks(request.prompt, read.segment_ids, self._chunk_scope(request.tenant))
-        repair = Repair(request.reuse.first_k, request.reuse.repair_share)
-        max_tokens = min(request.sampling.max_tokens, self.config.max_model_len - len(read.token_ids))
-        engine_request = EngineRequest(
-            request_id=uuid.uuid4().hex,
-            token_ids=read.token_ids,
-            sampling=replace(request.sampling, max_tokens=max_tokens),
-            # Approximate KV must not reach exact requests through the engine's prefix cache.
-            cache_salt=_salt(request.tenant) if chunks is None else _salt(request.tenant, str(repair)),
-            stop_token_ids=self._tokenizer.end_ids,
-            priority=request.priority,
-            adapter=adapter,
-            blend=None if chunks is None else BlendPlan(load=chunks.spans, repair=repair),
-        )
-        return engine_request, chunks
-
-    def _chunk_scope(self, tenant: str) -> str:
-        info = self._ready_model().info
-        return json.dumps((info.model_hash, info.tokenizer_hash, self.config.dtype, tenant))
 
     @property
     def no_blend_reason(self) -> str | None:
@@ -435,18 +406,4 @@ def _unserved(request: GenerateRequest) -> InvalidGeneration | GeneratorUnavaila
         return InvalidGeneration("The engine cannot work with the request's constraint; simplify it.")
     return GeneratorUnavailable(
         "The engine gave up the request; send it again, and see the log if it recurs."
-    )
-
-
-def _salt(tenant: str, *kind: str) -> str:
-    return hashlib.sha256("\0".join((tenant, *kind)).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _with_chunks(usage: TokenUsage, use: ChunkUse) -> TokenUsage:
-    """Return usage in which the engine's cached tokens, which hold all that was promised, are told apart."""
-    return replace(
-        usage,
-        cached_tokens=max(usage.cached_tokens - use.loaded - use.computed, 0),
-        blended_tokens=use.loaded,
-        repaired_tokens=use.computed,
     )

@@ -11,8 +11,9 @@ import pytest
 from test_cli import graft as command
 
 from graft import AsyncGraph, Graft, Graph, Record
+from graft.generators import GENERATOR
 from graft.graph_model import actor_text_model
-from graft.platform import GENERATOR, NAMESPACE
+from graft.platform import NAMESPACE
 from retrieval.config import RetrievalConfig
 from retrieval.errors import GraphDisabled, InvalidSearch, InvalidVersion
 
