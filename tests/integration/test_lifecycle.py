@@ -183,9 +183,11 @@ def test_kill_9_loses_nothing_acknowledged_and_blocks_no_later_start(tmp_path, e
     first.process.kill()
     first.process.wait()
 
-    second = Up(home, "--set", "sample_library=false")
+    second = Up(home, "--set", "sample_library=false", "--set", "serving.num_replicas=2")
     ended.append(second)
     url = second.wait_ready()
+    assert "2 of 2 replicas" in command(home, "status")
+    assert 'graft_generator_running{replica="1"}' in httpx.get(f"{url}/metrics", timeout=60).text
     end, states = time.monotonic() + 120, {}
     while set(states.values()) != {"ready"} and time.monotonic() < end:
         found = httpx.get(f"{url}/v1/documents", params={"library": "kill"}, timeout=60).json()["documents"]
