@@ -163,7 +163,7 @@ async def run_arm(
 
 
 async def capacity(replicas: Sequence[ActorGenerator], trace: Sequence[Asked]) -> float:
-    """Return how many requests a second both replicas answer, all sent at once to the less busy of the two."""
+    """Return how many requests a second both replicas answer, sent at once to the less busy of the two."""
     began_s = time.perf_counter()
     await run_arm(replicas, "two_choices", trace, 1000.0, "capacity")
     return len(trace) / (time.perf_counter() - began_s)
