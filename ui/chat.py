@@ -172,13 +172,15 @@ class ChatTab:
             self.thread_id: thread_id,
             self.sources: source_panel(()),
         }
+        # Told with every view: a page that still loads may undo what the first one told.
+        busy: Updates = {self.question: gr.Textbox(submit_btn=False, stop_btn="Stop")}
         try:
             async with aclosing(feed.views()) as views:
                 async for view in views:
                     if self._feeds.get(session) is not feed:
                         return  # another conversation was opened meanwhile; the page is no longer ours
                     yield {self.chatbot: [*before, *messages(view, feed.elapsed_s)], **first}
-                    first = {}
+                    first = busy
         finally:
             if self._feeds.get(session) is feed:
                 del self._feeds[session]
