@@ -72,7 +72,7 @@ class Size:
     starts: int
 
 
-FULL, QUICK = Size(rounds=40, batch_rounds=12, starts=5), Size(rounds=5, batch_rounds=2, starts=1)
+FULL, QUICK = Size(rounds=24, batch_rounds=8, starts=3), Size(rounds=5, batch_rounds=2, starts=1)
 
 
 def prompts(numbers: itertools.count[int], count: int) -> list[Prompt]:
