@@ -63,7 +63,7 @@ class Size:
     """Parts of the capacity; the first is the main one, the others are run once with half the requests."""
 
 
-FULL = Size(requests=160, repetitions=3, loads=(0.8, 0.5, 1.1))
+FULL = Size(requests=120, repetitions=3, loads=(0.8, 1.1))
 QUICK = Size(requests=40, repetitions=1, loads=(0.8,))
 
 
