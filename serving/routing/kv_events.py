@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 POLL_MS = 200
 """How often the thread looks whether it is to end."""
 MAX_EVENTS = 100_000
-"""Messages that wait at either end; one step of the engine is one message."""
+"""Messages that wait at either end, one for a step of the engine, and events that wait to be taken."""
 
 
 class KVEvents:
@@ -43,6 +43,12 @@ class KVEvents:
         with self._lock:
             events, self._events = self._events, []
         return events
+
+    def _keep(self, events: list[CacheEvent]) -> None:
+        with self._lock:
+            self._events += events
+            if len(self._events) > MAX_EVENTS:  # Nobody asks: what is known then is not worth the memory.
+                self._events = [Cleared()]
 
     def close(self) -> None:
         """End the thread and remove the socket; safe to call twice."""
@@ -74,8 +80,7 @@ class KVEvents:
                     logger.warning("events of the prefix cache were lost: it counts as empty")
                     events.insert(0, Cleared())
                 expected = int.from_bytes(number, "big") + 1
-                with self._lock:
-                    self._events += events
+                self._keep(events)
         finally:
             socket.close(linger=0)
 

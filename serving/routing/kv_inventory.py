@@ -21,7 +21,11 @@ from serving.routing.prompt_path import PromptPath
 MAX_CHANGES = 20_000
 """Changes remembered; who asks for older ones is told everything."""
 MAX_CHUNKS = 20_000
-"""Chunks whose place is followed; the least recently used are forgotten."""
+"""Chunks whose place is followed; of more some are forgotten."""
+CHUNKS_AT_ONCE = 512
+"""Chunks whose place is looked up for one report, so that the engine is not held up for all of them."""
+MAX_SERVED = 256
+"""Prompts that wait to be looked up; a replica that no router asks is not to remember them all."""
 MAX_TRIES = 3
 """Reports after which a prompt's blocks that no event named are given up."""
 
@@ -81,14 +85,22 @@ class KVInventory:
         """
         for name, key in zip(names, keys, strict=True):
             self._chunk_keys[name] = key
-            self._chunk_keys.move_to_end(name)
+            self._chunk_keys.move_to_end(name, last=False)
         while len(self._chunk_keys) > MAX_CHUNKS:
-            name, _ = self._chunk_keys.popitem(last=False)
+            name, _ = self._chunk_keys.popitem()
             self._set_tier(name, None)
 
     def chunk_keys(self) -> dict[bytes, str]:
-        """Return the store's keys of the chunks that are followed."""
-        return dict(self._chunk_keys)
+        """Return the store's keys of the chunks to look up next, those of the last prompts first."""
+        asked = dict(itertools.islice(self._chunk_keys.items(), CHUNKS_AT_ONCE))
+        for name in asked:
+            self._chunk_keys.move_to_end(name)
+        return asked
+
+    @property
+    def is_behind(self) -> bool:
+        """Return whether so many prompts wait to be looked up that it is to be done without a report."""
+        return len(self._served) >= MAX_SERVED
 
     def follow(self, events: Iterable[CacheEvent], tiers: dict[bytes, Tier | None]) -> None:
         """Take in what has changed.

@@ -49,6 +49,8 @@ class KVReporter:
         self._inventory.served(path, [len(ids) for ids in read.segment_ids], read.token_ids, apart)
         if chunks is not None:
             self._inventory.has_chunks(path.chunks, [span.key for span in chunks.spans])
+        if self._inventory.is_behind:
+            self._inventory.follow(self.events.take(), {})
 
     async def report(self, driver: Driver, life: str, since: int, state: ReplicaState) -> KVReport:
         """Return what has changed since an earlier report; see `KVInventory.report`."""

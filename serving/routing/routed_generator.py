@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 REPORT_INTERVAL_S = 0.2
 """How often replicas are asked what KV they hold, while requests are under way."""
+DOWN_SLOWER = 5.0
+"""By how much more seldom one that is down is asked."""
 DRAIN_S = 300.0
 """Longest that the requests of a replica that is removed may take, unless told otherwise."""
 _COUNTS = [field.name for field in fields(GeneratorStats) if field.type == "int"]
@@ -226,7 +228,8 @@ class RoutedGenerator:
     async def _ask_for_reports(self, replica: Replica) -> None:
         while self._has_more_to_tell(replica):
             await self._ask_for_report(replica)
-            await asyncio.sleep(self._report_interval_s)
+            slower = DOWN_SLOWER if replica in self._down else 1.0
+            await asyncio.sleep(slower * self._report_interval_s)
 
     def _has_more_to_tell(self, replica: Replica) -> bool:
         with self._lock:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.routing.block_mirror import BlockMirror, CacheEvent, Cleared, Removed, Stored
-from serving.routing.kv_inventory import KVInventory
+from serving.routing.kv_events import MAX_EVENTS, KVEvents
+from serving.routing.kv_inventory import CHUNKS_AT_ONCE, MAX_SERVED, MAX_TRIES, KVInventory
 from serving.routing.kv_report import KVReport, ReplicaState
 from serving.routing.prompt_path import PathStep, PromptPath
 from serving.routing.replica_view import ReplicaView
@@ -137,6 +138,35 @@ def test_places_of_chunks_are_told_when_they_change() -> None:
     assert second.chunks == {b"one": "disk", b"two": "memory"}
     inventory.follow([], {b"one": None, b"two": "memory"})
     assert inventory.report(first.life, second.version, STATE).chunks == {b"one": None}
+
+
+def test_a_replica_that_nobody_asks_remembers_a_bounded_number_of_prompts_and_events() -> None:
+    inventory = KVInventory(BLOCK)
+    for number in range(10 * MAX_SERVED):
+        inventory.served(path_of([[number % 251] * 8]), [8], [number] * 8, "salt")
+        if inventory.is_behind:
+            inventory.follow([], {})
+    assert len(inventory._served) <= MAX_TRIES * MAX_SERVED
+    events = KVEvents()
+    try:
+        for _ in range(3):
+            events._keep([Removed(("block",))] * MAX_EVENTS)
+        taken = events.take()
+        assert taken[0] == Cleared()
+        assert len(taken) <= MAX_EVENTS
+    finally:
+        events.close()
+
+
+def test_a_report_looks_up_a_bounded_number_of_chunks_the_last_prompts_first() -> None:
+    inventory = KVInventory(BLOCK)
+    names = [number.to_bytes(8) for number in range(3 * CHUNKS_AT_ONCE)]
+    inventory.has_chunks(names, [str(number) for number in range(len(names))])
+    seen = [set(inventory.chunk_keys()) for _ in range(3)]
+    assert [len(one) for one in seen] == [CHUNKS_AT_ONCE] * 3
+    assert set().union(*seen) == set(names)
+    inventory.has_chunks(names[:1], ["0"])
+    assert names[0] in inventory.chunk_keys()
 
 
 def test_a_block_that_two_requests_computed_is_there_until_both_copies_left() -> None:
